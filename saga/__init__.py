@@ -1,0 +1,1 @@
+"""The domain and the engine: knows no database, no network, no framework."""

@@ -1,0 +1,86 @@
+"""The errors a client or the engine can meet, by blame.
+
+    SagaError
+    +-- RequestError                the caller asked for something that cannot be
+    |   +-- NotFound                no such saga or workflow
+    |   +-- Invalid                 the request breaks a rule; one detail for each field at fault
+    |   |   +-- WorkflowInvalid     a definition breaks rules; details carry line and column
+    |   |   +-- PayloadTooLarge     over `saga.max_payload_bytes`
+    |   +-- Conflict                the saga's state, or an idempotency key, forbids it
+    +-- Unavailable                 the environment: the store cannot be reached now; try again
+    +-- LeaseLost                   a write of a worker that no longer owns the saga; nothing was changed
+    +-- RowRejected                 the store refuses this one row whatever is done; nothing was changed
+    +-- BrokenRule                  our own bug: a move outside the transition table
+
+What each becomes on the wire is one table in `web/` and one in `rpc/`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Detail(msgspec.Struct, frozen=True, kw_only=True):
+    """One field at fault. `field` is its path (`steps[1].retry.max_attempts`), `reason` a fixed word.
+
+    `line` and `column` count from 1 and are set where the field came from a text.
+    """
+
+    field: str
+    reason: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+
+
+class SagaError(Exception):
+    """Base of all errors of this product; the text is fit to be shown to a caller unless said otherwise."""
+
+
+class RequestError(SagaError):
+    """The caller's mistake."""
+
+
+class NotFound(RequestError):
+    """No such saga or workflow."""
+
+
+class Invalid(RequestError):
+    """The request breaks a rule."""
+
+    def __init__(self, message: str, details: tuple[Detail, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class WorkflowInvalid(Invalid):
+    """A workflow definition breaks rules; every one of them is in `details`, in the order of the text."""
+
+
+class PayloadTooLarge(Invalid):
+    """The payload is over the configured size."""
+
+
+class Conflict(RequestError):
+    """The request contradicts what is stored."""
+
+
+class Unavailable(SagaError):
+    """The store cannot be reached now. For a write: it did not happen or it is unknown whether it did."""
+
+
+class LeaseLost(SagaError):
+    """The saga has another owner, epoch or revision than the write relied on; nothing was changed."""
+
+    def __init__(self, saga_id: str) -> None:
+        super().__init__(f"saga {saga_id} is no longer owned by this worker")
+        self.saga_id = saga_id
+
+
+class RowRejected(SagaError):
+    """The store refuses this row for its content; nothing was changed. Text names the saga and the cause."""
+
+
+class BrokenRule(SagaError):
+    """A move that is not in the transition table: our own bug."""

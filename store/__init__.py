@@ -1,0 +1,1 @@
+"""What is remembered: the stores behind `saga.ports.Store`."""
