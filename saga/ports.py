@@ -69,7 +69,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one attempt. `code` is the gRPC code name (`OK` when done).
 
     `permanent`: trying again cannot help whatever the retry policy says (the request cannot be built, the method
-    does not exist, the answer is over the limit). `retry_after_secs`: the participant's own wish (`google.rpc.RetryInfo`).
+    does not exist, the answer is over the limit). `retry_after_secs`: the pause the participant asks for
+    (`google.rpc.RetryInfo`).
     """
 
     outcome: Outcome
@@ -121,8 +122,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One move of one saga, written whole or not at all.
 
     `before` is the saga the decision was taken from: the write lands only where the row still has its `owner`,
-    `epoch` and `revision`, and, when `after` is COMPLETED, no cancel request. `after` is the state to store; the store sets
-    `revision` to `before.revision + 1`, `updated_at` to its own time, `next_attempt_at` to its own time plus
+    `epoch` and `revision`, and, when `after` is COMPLETED, no cancel request. `after` is the state to store; the store
+    sets `revision` to `before.revision + 1`, `updated_at` to its own time, `next_attempt_at` to its own time plus
     `retry_in_secs` (None: no instant), and `deadline_at` to its own time plus `deadline_in_secs` (None: unchanged).
     It never writes `cancel_requested`. `path` is every state passed through, in order, `after` last: what watchers see.
     `release`: the row is given up (owner NULL) by this same write.
@@ -150,8 +151,8 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     """A saga that this worker owns from now on, with what it needs to go on.
 
     `due_in_secs`: seconds until the next attempt is due (0: at once), `deadline_in_secs`: seconds until the workflow's
-    deadline (negative: past; None: none), both by the store's clock. `responses` maps the name of each succeeded step to
-    its response.
+    deadline (negative: past; None: none), both by the store's clock. `responses` maps the name of each succeeded step
+    to its response.
     """
 
     saga: Saga
