@@ -1,0 +1,49 @@
+"""Workflows by name and version, kept in memory; the store is asked only for what is not known or may have changed."""
+
+from __future__ import annotations
+
+import trio
+
+from saga.errors import NotFound
+from saga.ports import Store
+from saga.workflow import Workflow
+
+LATEST_FOR_SECS = 1.0
+"""How long "the newest version" may be answered from memory. A registration in this process is seen at once; one made
+by another worker after this long. A guess that keeps a read off the path of a start."""
+
+
+class Catalog:
+    """A (name, version) never changes, so it is kept for good; which version is newest is kept for a moment."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._versions: dict[tuple[str, int], Workflow] = {}
+        self._newest: dict[str, tuple[float, Workflow]] = {}
+
+    def note(self, workflow: Workflow) -> None:
+        """A registration just made here."""
+        self._newest.pop(workflow.definition.name, None)
+        self._versions[workflow.definition.name, workflow.version] = workflow
+
+    async def newest(self, name: str) -> Workflow:
+        """The version new sagas start on. `NotFound`: no workflow of that name."""
+        known = self._newest.get(name)
+        if known is not None and trio.current_time() < known[0]:
+            return known[1]
+        workflow = await self._store.workflow(name)
+        if workflow is None:
+            raise NotFound(f"workflow not found: {name}")
+        self._versions[name, workflow.version] = workflow
+        self._newest[name] = (trio.current_time() + LATEST_FOR_SECS, workflow)
+        return workflow
+
+    async def version(self, name: str, version: int) -> Workflow:
+        """The definition a saga began with. `NotFound`: it is not in the store."""
+        workflow = self._versions.get((name, version))
+        if workflow is None:
+            workflow = await self._store.workflow(name, version)
+            if workflow is None:
+                raise NotFound(f"workflow not found: {name} version {version}")
+            self._versions[name, version] = workflow
+        return workflow

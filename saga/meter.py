@@ -1,0 +1,27 @@
+"""What the engine counts. `server/` gives it a meter that Prometheus can read; without one nothing is counted."""
+
+from __future__ import annotations
+
+from saga.model import SagaStatus, StepAction
+
+
+class Meter:
+    """Counts nothing; the base of meters that do. Every method is cheap and never raises."""
+
+    def saga_started(self, workflow_name: str) -> None:
+        """A saga was accepted."""
+
+    def saga_ended(self, workflow_name: str, status: SagaStatus, seconds: float) -> None:
+        """A saga reached a final state, `seconds` after it was created."""
+
+    def attempt_made(self, action: StepAction, code: str, seconds: float) -> None:
+        """A participant was called; `code` is the gRPC code name the attempt ended with."""
+
+    def compensation_failed(self, workflow_name: str) -> None:
+        """A compensation failed for good."""
+
+    def lease_lost(self) -> None:
+        """A write was refused because the saga belongs to another worker now."""
+
+    def saga_crashed(self) -> None:
+        """A saga met an error of our own and was put aside for a while."""

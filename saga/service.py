@@ -1,0 +1,367 @@
+"""Everything a client can ask for. REST, gRPC, the command line and the pages call this and nothing deeper.
+
+Parsing a request into these calls and mapping their errors is the business of `web/` and `rpc/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import trio
+
+from saga import transitions
+from saga.catalog import Catalog
+from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound, PayloadTooLarge
+from saga.model import Json, Saga, SagaStatus, StepLog
+from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
+from saga.supervisor import Supervisor
+from saga.watchers import Subscription, Watchers
+from saga.workflow import Workflow
+from saga.workflow_yaml import parse_workflow
+
+MAX_NAME = 255
+"""Characters in workflow_name, correlation_id, initiated_by and an idempotency key: the columns' width."""
+MAX_PAGE_SIZE = 200
+MAX_WAIT_SECS = 60.0
+ELSEWHERE_POLL_SECS = 0.5
+"""How often a watcher reads the store for moves made by another worker."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_CURSOR = re.compile(r"([0-9]{1,17})_([0-9a-f-]{36})")
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to start a saga, its types already checked. `traceparent`: the caller's W3C trace context."""
+
+    workflow_name: str
+    payload: Json = {}
+    correlation_id: str | None = None
+    initiated_by: str | None = None
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """The saga that exists now, durably; `replayed`: an earlier request with this key had started it."""
+
+    saga: Saga
+    replayed: bool
+
+
+class SagaDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """A saga and what was done for it, oldest first."""
+
+    saga: Saga
+    step_logs: list[StepLog]
+
+
+class RegisteredWorkflow(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest version of a workflow; `changed` False: the same definition was registered before."""
+
+    workflow: Workflow
+    changed: bool
+
+
+class SagaPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of sagas, newest first. `has_next`: there are older ones; `next_cursor` leads to them."""
+
+    sagas: tuple[Saga, ...]
+    total_count: int
+    page: int
+    page_size: int
+    has_next: bool
+    next_cursor: str | None
+
+
+class Watch:
+    """The states of one saga, one at a time: first the state it is in, then each one it passes through."""
+
+    def __init__(self, service: SagaService, saga_id: str, moves: Subscription) -> None:
+        self._service = service
+        self._saga_id = saga_id
+        self._moves = moves
+        self._last: Saga | None = None
+        self._read_revision = -1
+
+    async def next(self) -> Saga | None:
+        """The next state; None after a terminal one. `NotFound`: no such saga."""
+        if self._last is None:
+            return self._seen(await self._service.saga(self._saga_id))
+        while not self._last.status.is_terminal:
+            while (saga := self._moves.take()) is not None:
+                # Several states of one move share its revision; those the store has shown are not told again.
+                if saga.revision > self._read_revision:
+                    self._last = saga
+                    return saga
+            with trio.move_on_after(ELSEWHERE_POLL_SECS):
+                await self._moves.wait()
+                continue
+            saga = await self._service.saga(self._saga_id)
+            if saga.revision > self._last.revision:
+                return self._seen(saga)
+        return None
+
+    def _seen(self, saga: Saga) -> Saga:
+        self._last = saga
+        self._read_revision = saga.revision
+        return saga
+
+
+class SagaService:
+    """What clients can do. All methods raise `Unavailable` when the store cannot be reached."""
+
+    def __init__(
+        self,
+        store: Store,
+        supervisor: Supervisor,
+        catalog: Catalog,
+        watchers: Watchers,
+        clock: Clock,
+        *,
+        services: Collection[str],
+        max_payload_bytes: int,
+    ) -> None:
+        self._store = store
+        self._supervisor = supervisor
+        self._catalog = catalog
+        self._watchers = watchers
+        self._clock = clock
+        self._services = services
+        self.max_payload_bytes = max_payload_bytes
+
+    async def start(self, request: StartSaga) -> Started:
+        """Starts a saga; it is durable when this returns.
+
+        `NotFound`: no such workflow. `Invalid`: a field breaks its rule. `Conflict`: the idempotency key came before
+        with another body. A caller that is cancelled meanwhile may find the saga started all the same.
+        """
+        body = self._check(request)
+        workflow = await self._catalog.newest(request.workflow_name)
+        digest = None
+        if request.idempotency_key is not None:
+            digest = _digest(request, body)
+        with self._supervisor.place() as place:
+            created = await self._store.create(
+                NewSaga(
+                    saga_id=str(uuid.uuid4()),
+                    workflow_name=request.workflow_name,
+                    workflow_version=workflow.version,
+                    payload=request.payload,
+                    correlation_id=request.correlation_id,
+                    initiated_by=request.initiated_by,
+                    idempotency_key=request.idempotency_key,
+                    request_digest=digest,
+                    traceparent=_known_traceparent(request.traceparent),
+                    owner=place.owner,
+                )
+            )
+            if not created.replayed:
+                place.fill(created.saga, workflow)
+        return Started(saga=created.saga, replayed=created.replayed)
+
+    def _check(self, request: StartSaga) -> bytes:
+        details: list[Detail] = []
+        _check_text(details, "workflow_name", request.workflow_name)
+        for name in ("correlation_id", "initiated_by", "idempotency_key"):
+            value: str | None = getattr(request, name)
+            if value is not None:
+                _check_text(details, "Idempotency-Key" if name == "idempotency_key" else name, value)
+        body = msgspec.json.encode(request.payload)
+        if len(body) > self.max_payload_bytes:
+            raise PayloadTooLarge(
+                f"payload is {len(body)} bytes, the limit is {self.max_payload_bytes}",
+                (Detail(field="payload", reason="too_large", message=f"at most {self.max_payload_bytes} bytes"),),
+            )
+        if b"\\u0000" in body and _has_nul(request.payload):
+            details.append(
+                Detail(field="payload", reason="nul_character", message="U+0000 cannot be stored in a JSON string")
+            )
+        if details:
+            raise Invalid("the request breaks " + ("a rule" if len(details) == 1 else "rules"), tuple(details))
+        return body
+
+    async def saga(self, saga_id: str) -> Saga:
+        """`NotFound`: no such saga, or no id at all."""
+        canonical = _canonical_id(saga_id)
+        saga = await self._store.get(canonical) if canonical else None
+        if saga is None:
+            raise NotFound(f"saga not found: {saga_id}")
+        return saga
+
+    async def get(self, saga_id: str, *, wait_secs: float = 0.0) -> SagaDetail:
+        """The saga and its step logs; with `wait_secs`, when it is terminal or that time is up."""
+        saga = await self.saga(saga_id)
+        if wait_secs > 0 and not saga.status.is_terminal:
+            with trio.move_on_after(wait_secs), self.watch(saga.saga_id) as watch:
+                while (state := await watch.next()) is not None:
+                    saga = state
+            saga = await self.saga(saga.saga_id)
+        return SagaDetail(saga=saga, step_logs=await self._store.step_logs(saga.saga_id))
+
+    @contextmanager
+    def watch(self, saga_id: str) -> Iterator[Watch]:
+        """Subscribes to a saga's moves for as long as the block lasts."""
+        with self._watchers.subscribe(_canonical_id(saga_id) or saga_id) as moves:
+            yield Watch(self, saga_id, moves)
+
+    async def list_sagas(
+        self, where: SagaFilter, *, page: int = 1, page_size: int = 20, cursor: str | None = None
+    ) -> SagaPage:
+        """A page, newest first. With `cursor` (from an earlier page) `page` is only echoed. `Invalid`: out of range."""
+        details = []
+        if page < 1:
+            details.append(Detail(field="page", reason="out_of_range", message="expected int >= 1"))
+        if not 1 <= page_size <= MAX_PAGE_SIZE:
+            details.append(
+                Detail(field="page_size", reason="out_of_range", message=f"expected int from 1 to {MAX_PAGE_SIZE}")
+            )
+        after = _decode_cursor(cursor) if cursor is not None else None
+        if cursor is not None and after is None:
+            details.append(Detail(field="cursor", reason="malformed", message="not a cursor of this API"))
+        offset = (page - 1) * page_size
+        if offset > 2**31:
+            details.append(Detail(field="page", reason="out_of_range", message="too far; use cursor"))
+        if details:
+            raise Invalid("the request breaks " + ("a rule" if len(details) == 1 else "rules"), tuple(details))
+        found: Page = await self._store.list_sagas(
+            where, limit=page_size, offset=0 if after else offset, after=after
+        )
+        return SagaPage(
+            sagas=found.sagas,
+            total_count=found.total_count,
+            page=page,
+            page_size=page_size,
+            has_next=found.next_cursor is not None,
+            next_cursor=_encode_cursor(found.next_cursor) if found.next_cursor else None,
+        )
+
+    async def cancel(self, saga_id: str) -> Saga:
+        """Asks for the cancellation, durably. `Conflict`: the saga is terminal. `NotFound`."""
+        canonical = _canonical_id(saga_id)
+        saga = await self._store.request_cancel_unless_terminal(canonical) if canonical else None
+        if saga is None:
+            raise NotFound(f"saga not found: {saga_id}")
+        if saga.status.is_terminal:
+            raise Conflict(f"saga {saga.saga_id} is already {saga.status}")
+        if not self._supervisor.cancel(saga.saga_id):
+            await self._settle_if_waiting(saga)
+        return saga
+
+    async def _settle_if_waiting(self, saga: Saga) -> None:
+        """A saga that nobody has begun is ended here instead of waiting for its turn in the backlog."""
+        if saga.status is SagaStatus.STARTED and saga.owner is None:
+            try:
+                record = transitions.advance(
+                    saga, (await self._definition(saga)).definition, transitions.CancelObserved(), self._clock.now()
+                )
+                await self._record(record)
+            except LeaseLost:
+                pass  # claimed meanwhile: the worker that has it sees the request in the row
+        else:
+            self._supervisor.wake()
+
+    async def retry_compensation(self, saga_id: str) -> Saga:
+        """Runs the failed compensations of an ended saga again. `Conflict`: there is nothing to retry. `NotFound`."""
+        saga = await self.saga(saga_id)
+        if not (saga.status.is_terminal and saga.undo_failed):
+            raise Conflict(f"saga {saga.saga_id} has no failed compensation to retry")
+        record = transitions.advance(
+            saga, (await self._definition(saga)).definition, transitions.UndoRetryRequested(), self._clock.now()
+        )
+        try:
+            after = await self._record(record)
+        except LeaseLost:
+            raise Conflict(f"saga {saga.saga_id} is being changed by another request") from None
+        self._supervisor.wake()
+        return after
+
+    async def _definition(self, saga: Saga) -> Workflow:
+        return await self._catalog.version(saga.workflow_name, saga.workflow_version)
+
+    async def _record(self, record: Record) -> Saga:
+        recorded = await self._store.record(record)
+        self._watchers.publish(record.path)
+        return recorded.saga
+
+    async def register_workflow(self, text: str) -> RegisteredWorkflow:
+        """Registers a definition, durably. `WorkflowInvalid`: with every error in it."""
+        definition = parse_workflow(text, self._services)
+        registered = await self._store.register_workflow(definition, text)
+        workflow = Workflow(definition=definition, version=registered.version)
+        self._catalog.note(workflow)
+        return RegisteredWorkflow(workflow=workflow, changed=registered.changed)
+
+    async def workflows(self) -> Sequence[Workflow]:
+        """The newest version of each workflow, by name."""
+        return await self._store.workflows()
+
+    async def workflow(self, name: str) -> Workflow:
+        """The newest version. `NotFound`."""
+        return await self._catalog.newest(name)
+
+    async def check_database(self) -> None:
+        """Returns if the store answers; raises `Unavailable`."""
+        await self._store.ping()
+
+    @property
+    def is_draining(self) -> bool:
+        """The worker has been told to stop and takes no new work."""
+        return self._supervisor.is_draining
+
+
+def _check_text(details: list[Detail], field: str, value: str) -> None:
+    if not 1 <= len(value) <= MAX_NAME:
+        details.append(Detail(field=field, reason="length", message=f"expected 1 to {MAX_NAME} characters"))
+    elif not value.isprintable():
+        details.append(Detail(field=field, reason="characters", message="expected printable characters"))
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, str):
+        return "\x00" in value
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
+    if isinstance(value, list):
+        return any(_has_nul(item) for item in value)
+    return False
+
+
+def _digest(request: StartSaga, body: bytes) -> str:
+    """Stands for everything the caller asked for, so that key order in the payload does not matter."""
+    canonical = msgspec.json.encode(
+        [request.workflow_name, request.correlation_id, request.initiated_by, msgspec.json.decode(body)],
+        order="deterministic",
+    )
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def _known_traceparent(value: str | None) -> str | None:
+    """W3C trace context says to ignore a malformed header, not to refuse the request."""
+    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+
+
+def _canonical_id(saga_id: str) -> str | None:
+    try:
+        return str(uuid.UUID(saga_id)) if len(saga_id) == 36 else None
+    except ValueError:
+        return None
+
+
+def _encode_cursor(key: tuple[datetime, str]) -> str:
+    return f"{(key[0] - _EPOCH) // _MICROSECOND}_{key[1]}"
+
+
+def _decode_cursor(cursor: str) -> tuple[datetime, str] | None:
+    match = _CURSOR.fullmatch(cursor)
+    saga_id = _canonical_id(match[2]) if match else None
+    if match is None or saga_id is None:
+        return None
+    return _EPOCH + int(match[1]) * _MICROSECOND, saga_id
