@@ -231,9 +231,7 @@ class SagaService:
             details.append(Detail(field="page", reason="out_of_range", message="too far; use cursor"))
         if details:
             raise Invalid("the request breaks " + ("a rule" if len(details) == 1 else "rules"), tuple(details))
-        found: Page = await self._store.list_sagas(
-            where, limit=page_size, offset=0 if after else offset, after=after
-        )
+        found: Page = await self._store.list_sagas(where, limit=page_size, offset=0 if after else offset, after=after)
         return SagaPage(
             sagas=found.sagas,
             total_count=found.total_count,

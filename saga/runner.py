@@ -1,0 +1,290 @@
+"""One saga from where it stands to its end: ask `transitions` what it needs, do it, record what came of it, again.
+
+Nothing is decided here. What this file owns is *waiting*: for a participant, for a pause to pass, for a write to be
+durable, and what may end each of these waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+import trio
+
+from saga.errors import MappingFailed, RowRejected, Unavailable
+from saga.mapping import build_request
+from saga.meter import Meter
+from saga.model import Json, Saga, StepAction
+from saga.ports import Answer, Claimed, Clock, Outcome, Record, Recorded, StepCall, StepCaller, Store
+from saga.transitions import (
+    Call,
+    CancelObserved,
+    CompensationFailed,
+    Cut,
+    DeadlinePassed,
+    Fact,
+    StepSucceeded,
+    advance,
+    judge,
+    next_command,
+)
+from saga.watchers import Watchers
+from saga.workflow import Workflow
+
+log = logging.getLogger("saga.runner")
+
+STORE_PAUSE_SECS = (0.05, 5.0)
+"""First and longest pause between tries to reach a store that is away. The first is about a fail-over of a pooled
+connection, the longest bounds how late a saga notices that the store is back."""
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """What every run of this worker shares. `draw` gives random numbers in [0, 1) for retry jitter."""
+
+    store: Store
+    caller: StepCaller
+    clock: Clock
+    watchers: Watchers
+    meter: Meter
+    draw: Callable[[], float]
+    park_after_secs: float
+
+
+class SagaRun:
+    """The run of one saga by the worker that owns it.
+
+    A cancel request ends the wait of the forward phase at once and never one of an undo. `stop` ends pauses and lets
+    a running attempt finish. Cancelling the scope `run` is in cuts everything off; whoever does that frees the saga.
+    """
+
+    def __init__(self, engine: Engine, claimed: Claimed, workflow: Workflow) -> None:
+        self._engine = engine
+        self._definition = workflow.definition
+        self.saga = claimed.saga
+        self._responses = dict(claimed.responses)
+        now = trio.current_time()
+        self._due = now + claimed.due_in_secs
+        self._deadline = now + claimed.deadline_in_secs if claimed.deadline_in_secs is not None else float("inf")
+        self._cancel_requested = claimed.saga.cancel_requested
+        self._stopping = False
+        self._forward: trio.CancelScope | None = None
+        self._pause: trio.CancelScope | None = None
+        self._action_began: datetime | None = None
+
+    def request_cancel(self) -> None:
+        """The durable cancel request has reached this worker."""
+        self._cancel_requested = True
+        if self._forward is not None:
+            self._forward.cancel()
+
+    def stop(self) -> None:
+        """The worker is going: no further attempt is begun."""
+        self._stopping = True
+        if self._pause is not None:
+            self._pause.cancel()
+
+    async def run(self) -> None:
+        """Returns when the saga is terminal, parked, or freed because the worker stops. `LeaseLost`: it has another
+        owner; nothing of what was being done is recorded."""
+        while True:
+            if self._cancel_requested and not self.saga.cancel_requested:
+                self.saga = msgspec.structs.replace(self.saga, cancel_requested=True)
+            command = next_command(self.saga, self._definition)
+            if command is None:
+                return
+            if self._stopping:
+                pause_secs = self._due - trio.current_time()
+                await self._engine.store.release(
+                    self.saga, interrupted=False, retry_in_secs=pause_secs if pause_secs > 0 else None
+                )
+                return
+            fact = await self._carry_out(command) if isinstance(command, Call) else command
+            if fact is not None and await self._record(fact):
+                return
+
+    # --- acting ------------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, command: Call) -> Fact | None:
+        """The fact an attempt ends with; None: it was not begun, because the worker stops."""
+        executing = command.action is StepAction.EXECUTE
+        if not await self._until_due(executing):
+            if self._stopping:
+                return None
+            return self._stopped_forward(None)
+        engine = self._engine
+        began = engine.clock.now()
+        if self._action_began is None:
+            self._action_began = began
+        step = self._definition.steps[command.step_index]
+        request: Json | None = None
+        try:
+            request, strict = build_request(step, command.action, self.saga, self._responses)
+        except MappingFailed as error:
+            answer: Answer | None = Answer(
+                outcome=Outcome.NOT_DONE, code="INVALID_ARGUMENT", message=str(error), permanent=True
+            )
+        else:
+            answer = await self._attempt(command, request, strict)
+        if answer is None:
+            return self._stopped_forward(Cut(request=request, started_at=self._action_began))
+        return judge(
+            self._definition,
+            command,
+            answer,
+            request=request,
+            started_at=self._action_began,
+            draw=engine.draw(),
+        )
+
+    async def _until_due(self, executing: bool) -> bool:
+        """Waits for the pause before an attempt. False: the wait ended for another reason, or its time is not to come
+        because the workflow's deadline is first."""
+        until = min(self._due, self._deadline) if executing else self._due
+        if until > trio.current_time():
+            with trio.CancelScope() as pause:
+                self._pause = pause
+                self._forward = pause if executing else None
+                await trio.sleep_until(until)
+            self._pause = self._forward = None
+            if pause.cancelled_caught:
+                return False
+        return not executing or trio.current_time() < self._deadline
+
+    async def _attempt(self, command: Call, request: Json, strict: bool) -> Answer | None:
+        """One call. One scope ends it, whichever comes first: its own timeout, the workflow's deadline, a cancel
+        request. None: it was cut off by one of the latter two."""
+        executing = command.action is StepAction.EXECUTE
+        saga, step = self.saga, self._definition.steps[command.step_index]
+        began = trio.current_time()
+        ends = began + step.timeout_secs
+        key = f"{saga.saga_id}:{command.step_index}:{command.action.lower()}"
+        answer: Answer | None = None
+        with trio.CancelScope(deadline=min(ends, self._deadline) if executing else ends) as scope:
+            if executing:
+                self._forward = scope
+            answer = await self._engine.caller.call(
+                StepCall(
+                    service=step.service,
+                    method=step.method_of(command.action),
+                    request=request,
+                    strict=strict,
+                    timeout_secs=scope.deadline - began,
+                    saga_id=saga.saga_id,
+                    workflow_name=saga.workflow_name,
+                    step_name=step.name,
+                    step_index=command.step_index,
+                    action=command.action,
+                    attempt=command.attempt,
+                    epoch=saga.epoch,
+                    idempotency_key=key,
+                    correlation_id=saga.correlation_id,
+                    traceparent=traceparent(saga, f"{key}:{saga.epoch}:{command.attempt}"),
+                )
+            )
+        self._forward = None
+        now = trio.current_time()
+        # The participant gets the same deadline we keep, so its answer DEADLINE_EXCEEDED can come first; what had
+        # run out is told by the clock, not by who noticed.
+        late = answer is None or (answer.outcome is Outcome.UNKNOWN and answer.code == "DEADLINE_EXCEEDED")
+        if executing and late and (self._cancel_requested or now >= self._deadline):
+            answer = None
+        elif answer is None:
+            answer = Answer(
+                outcome=Outcome.UNKNOWN, code="DEADLINE_EXCEEDED", message=f"no answer within {step.timeout_secs:g} s"
+            )
+        self._engine.meter.attempt_made(command.action, "CANCELLED" if answer is None else answer.code, now - began)
+        return answer
+
+    def _stopped_forward(self, cut: Cut | None) -> Fact:
+        """What ended the forward phase from outside; a cancel request goes before a deadline."""
+        return CancelObserved(cut=cut) if self._cancel_requested else DeadlinePassed(cut=cut)
+
+    # --- recording ---------------------------------------------------------------------------------------------------
+
+    async def _record(self, fact: Fact) -> bool:
+        """Writes the move a fact makes; True: the saga has left this worker (parked)."""
+        engine = self._engine
+        record, recorded = await self._write(fact)
+        before, saga = self.saga, recorded.saga
+        if not before.status.is_terminal and saga.status.is_terminal:
+            lasted = (saga.updated_at - saga.created_at).total_seconds()
+            engine.meter.saga_ended(saga.workflow_name, saga.status, lasted)
+        if isinstance(fact, StepSucceeded):
+            self._responses[self._definition.steps[before.current_step].name] = fact.response or {}
+        elif isinstance(fact, CompensationFailed):
+            engine.meter.compensation_failed(saga.workflow_name)
+            log.error(
+                "compensation_failed saga_id=%s step=%s code=%s message=%s",
+                saga.saga_id,
+                self._definition.steps[before.undo_plan[0]].name,
+                fact.code,
+                fact.message,
+            )
+        if saga.attempt <= 1:
+            self._action_began = None
+        now = trio.current_time()
+        self._due = now + (record.retry_in_secs or 0.0)
+        if record.deadline_in_secs is not None:
+            self._deadline = now + record.deadline_in_secs
+        self.saga = saga
+        if saga.cancel_requested:
+            self._cancel_requested = True
+        engine.watchers.publish(record.path)
+        return record.release
+
+    async def _write(self, fact: Fact) -> tuple[Record, Recorded]:
+        """Stores the move; goes on trying while the store is away. `LeaseLost`: another owner has the saga."""
+        pause_secs, longest = STORE_PAUSE_SECS
+        saga, bare = self.saga, False
+        while True:
+            record = advance(saga, self._definition, fact, self._engine.clock.now())
+            if record.retry_in_secs is not None and record.retry_in_secs > self._engine.park_after_secs:
+                record = msgspec.structs.replace(record, release=True)
+            if bare:
+                record = without_payloads(record)
+            try:
+                recorded = await self._engine.store.record(record)
+            except Unavailable as error:
+                # The same move may be sent again: if it had landed, the store finds its revision and says so.
+                log.warning("store_unavailable saga_id=%s error=%s", saga.saga_id, error)
+                await trio.sleep(pause_secs)
+                pause_secs = min(pause_secs * 2, longest)
+            except RowRejected as error:
+                if bare:
+                    raise
+                # The move matters more than its payloads: an answer that no database takes must not stop an undo.
+                log.error("payload_rejected saga_id=%s error=%s", saga.saga_id, error)
+                bare = True
+            else:
+                if recorded.landed:
+                    return record, recorded
+                # A cancel request had come before COMPLETED: the same fact means something else now.
+                saga = recorded.saga
+
+
+def without_payloads(record: Record) -> Record:
+    """The same move with nothing in its logs that came from a participant."""
+    return msgspec.structs.replace(
+        record,
+        logs=tuple(
+            msgspec.structs.replace(
+                entry,
+                request_payload=None,
+                response_payload=None,
+                error_message=entry.error_message or "the payloads of this attempt could not be stored",
+            )
+            for entry in record.logs
+        ),
+    )
+
+
+def traceparent(saga: Saga, attempt: str) -> str:
+    """W3C trace context of one attempt: the trace of whoever started the saga, or one named after the saga itself; a
+    span id of its own for each attempt, the same however often it is worked out."""
+    span_id = hashlib.blake2s(attempt.encode(), digest_size=8).hexdigest()
+    if saga.traceparent is not None:
+        return f"{saga.traceparent[:35]}-{span_id}-{saga.traceparent[-2:]}"
+    return f"00-{saga.saga_id.replace('-', '')}-{span_id}-01"

@@ -1,0 +1,275 @@
+"""All sagas of this worker: admit, claim, keep the lease, cancel, drain.
+
+One nursery a saga, so that an error in one is caught here and never reaches another. At most `max_concurrent` sagas are
+in memory; the others wait in the store and are claimed, oldest first, as places become free.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import trio
+
+from saga.catalog import Catalog
+from saga.errors import LeaseLost, SagaError, Unavailable
+from saga.model import Saga
+from saga.ports import Claimed
+from saga.runner import STORE_PAUSE_SECS, Engine, SagaRun
+from saga.workflow import Workflow
+
+log = logging.getLogger("saga.supervisor")
+
+CRASH_PAUSE_SECS = 30.0
+"""How long a saga that met an error of our own is left alone before it is tried again: long enough not to burn a core on
+a saga that always fails, short enough that a fixed cause is noticed the same minute."""
+
+POLL_SECS = 1.0
+"""How often the store is asked for due and orphaned sagas when nothing says there are any."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Section `saga` of the configuration, as far as it concerns the engine."""
+
+    max_concurrent: int = 100
+    lease_secs: float = 15.0
+    shutdown_grace_secs: float = 30.0
+
+
+class Place:
+    """Room for one saga that is about to be created. `owner`: what to create it with, None when it has to wait."""
+
+    def __init__(self, supervisor: Supervisor, owner: str | None) -> None:
+        self._supervisor = supervisor
+        self.owner = owner
+
+    def fill(self, saga: Saga, workflow: Workflow) -> None:
+        """The saga exists now, durably, with this place's owner."""
+        self._supervisor.saga_created(saga, workflow, owned=self.owner is not None)
+
+
+class Supervisor:
+    """Runs this worker's sagas. `run` is its one background task; the other methods are called by the service."""
+
+    def __init__(self, engine: Engine, catalog: Catalog, worker_id: str, limits: Limits) -> None:
+        self._engine = engine
+        self._catalog = catalog
+        self._limits = limits
+        self.worker_id = worker_id
+        self._runs: dict[str, SagaRun] = {}
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._reserved = 0
+        self._nursery: trio.Nursery | None = None
+        self._lease_ends = 0.0
+        # Sagas may be waiting in the store, older than any that is started now: they go first.
+        self._backlog = True
+        self._changed = trio.Event()
+        self.is_draining = False
+
+    @property
+    def active(self) -> int:
+        """Sagas in memory."""
+        return len(self._runs)
+
+    @property
+    def room(self) -> int:
+        """Places that are free."""
+        return self._limits.max_concurrent - len(self._runs) - self._reserved
+
+    # --- what the service calls --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """Holds a place while a saga is being created, if there is one and nobody older is waiting for it."""
+        free = self._nursery is not None and not self.is_draining and not self._backlog and self.room > 0
+        self._reserved += free
+        try:
+            yield Place(self, self.worker_id if free else None)
+        finally:
+            self._reserved -= free
+            if free:
+                self.wake()
+
+    def saga_created(self, saga: Saga, workflow: Workflow, *, owned: bool) -> None:
+        self._engine.meter.saga_started(saga.workflow_name)
+        self._engine.watchers.publish((saga,))
+        if owned:
+            self._start(Claimed(saga=saga), workflow)
+        else:
+            self._backlog = True
+            self.wake()
+
+    def cancel(self, saga_id: str) -> bool:
+        """Passes a cancel request, already durable, to the run of that saga. False: it does not run here."""
+        run = self._runs.get(saga_id)
+        if run is None:
+            return False
+        run.request_cancel()
+        return True
+
+    def wake(self) -> None:
+        """There may be something to claim."""
+        self._changed.set()
+
+    # --- the background task -----------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Runs until `drain` has ended. Ready when this worker has its lease and may own sagas."""
+        await self._join()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._lease_loop)
+            nursery.start_soon(self._claim_loop)
+            task_status.started()
+        self._nursery = None
+
+    async def drain(self) -> None:
+        """Takes nothing new, lets running attempts finish for `shutdown_grace_secs`, cuts off the rest, frees all sagas
+        of this worker so that others take them at once."""
+        self.is_draining = True
+        self.wake()
+        for run in self._runs.values():
+            run.stop()
+        with trio.move_on_after(self._limits.shutdown_grace_secs):
+            while self._runs or self._reserved:
+                self._changed = trio.Event()
+                await self._changed.wait()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+        # Its own deadline: a store that is away must not hold up the exit; the lease then runs out by itself.
+        with trio.move_on_after(5, shield=True):
+            try:
+                await self._engine.store.remove_worker(self.worker_id)
+            except Unavailable as error:
+                log.warning("worker_not_removed worker=%s error=%s", self.worker_id, error)
+
+    async def _join(self) -> None:
+        """Takes the lease; waits for the store if it is away."""
+        pause_secs, longest = STORE_PAUSE_SECS
+        while True:
+            now = trio.current_time()
+            try:
+                await self._engine.store.register_worker(self.worker_id, self._limits.lease_secs)
+                freed = await self._engine.store.release_expired_workers()
+            except Unavailable as error:
+                log.warning("store_unavailable error=%s", error)
+                await trio.sleep(pause_secs)
+                pause_secs = min(pause_secs * 2, longest)
+            else:
+                self._lease_ends = now + self._limits.lease_secs
+                if freed:
+                    log.info("sagas_freed count=%d", freed)
+                return
+
+    async def _lease_loop(self) -> None:
+        """Renews the lease three times as often as it must; without it all runs stop before others may claim them."""
+        while True:
+            await trio.sleep(self._limits.lease_secs / 3)
+            now = trio.current_time()
+            try:
+                with trio.fail_after(max(0.0, self._lease_ends - now)):
+                    held = await self._engine.store.renew_lease(self.worker_id, self._limits.lease_secs)
+            except Unavailable as error:
+                log.warning("lease_not_renewed worker=%s error=%s", self.worker_id, error)
+                held = now + self._limits.lease_secs / 3 < self._lease_ends
+                if held:
+                    continue
+            except trio.TooSlowError:
+                held = False
+            if held:
+                self._lease_ends = now + self._limits.lease_secs
+                continue
+            log.error("lease_lost worker=%s sagas=%d", self.worker_id, len(self._runs))
+            for scope in self._scopes.values():
+                scope.cancel()
+            await self._join()
+            self._backlog = True
+            self.wake()
+
+    async def _claim_loop(self) -> None:
+        """Fills free places from the store: at start, whenever one becomes free while sagas wait, and now and then."""
+        next_sweep = trio.current_time() + POLL_SECS
+        while True:
+            changed = self._changed = trio.Event()
+            try:
+                if trio.current_time() >= next_sweep:
+                    next_sweep = trio.current_time() + POLL_SECS
+                    self._backlog |= await self._engine.store.release_expired_workers() > 0
+                    claimed = await self.claim_once()
+                elif self._backlog:
+                    claimed = await self.claim_once()
+                else:
+                    claimed = 0
+            except Unavailable as error:
+                log.warning("claim_failed error=%s", error)
+                claimed = 0
+                await trio.sleep(POLL_SECS)
+            if claimed and self.room > 0:
+                continue
+            with trio.move_on_at(next_sweep):
+                await changed.wait()
+
+    async def claim_once(self) -> int:
+        """One pass: claims up to the free places. Returns how many sagas were taken up."""
+        room = self.room
+        if room <= 0 or self.is_draining:
+            return 0
+        # Held while the claim is under way, so that a start cannot take the same places.
+        self._reserved += room
+        self._backlog = False
+        asked = False
+        try:
+            claimed = await self._engine.store.claim_due_sagas(self.worker_id, room)
+            asked = True
+        finally:
+            self._reserved -= room
+            if not asked:
+                self._backlog = True
+        self._backlog |= len(claimed) == room
+        for one in claimed:
+            try:
+                workflow = await self._catalog.version(one.saga.workflow_name, one.saga.workflow_version)
+            except SagaError as error:
+                await self._put_aside(one.saga, error)
+            else:
+                self._start(one, workflow)
+        return len(claimed)
+
+    # --- one saga ----------------------------------------------------------------------------------------------------
+
+    def _start(self, claimed: Claimed, workflow: Workflow) -> None:
+        run = SagaRun(self._engine, claimed, workflow)
+        if self.is_draining:
+            run.stop()
+        self._runs[claimed.saga.saga_id] = run
+        assert self._nursery is not None  # places are only given, and claims only made, while `run` runs
+        self._nursery.start_soon(self._supervise, run)
+
+    async def _supervise(self, run: SagaRun) -> None:
+        saga_id = run.saga.saga_id
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scopes[saga_id] = nursery.cancel_scope
+                await run.run()
+        except* LeaseLost:
+            log.warning("lease_lost saga_id=%s epoch=%d", saga_id, run.saga.epoch)
+            self._engine.meter.lease_lost()
+        except* Exception as errors:
+            await self._put_aside(run.saga, errors)
+        finally:
+            self._scopes.pop(saga_id, None)
+            del self._runs[saga_id]
+            if run.saga.owner is None or run.saga.cancel_requested:
+                self._backlog = True
+            self.wake()
+
+    async def _put_aside(self, saga: Saga, error: BaseException) -> None:
+        """Our own bug, or a definition that is gone: the saga is freed and left alone for a while; others go on."""
+        log.error("saga_crashed saga_id=%s", saga.saga_id, exc_info=error)
+        self._engine.meter.saga_crashed()
+        try:
+            await self._engine.store.release(saga, interrupted=True, retry_in_secs=CRASH_PAUSE_SECS)
+        except SagaError as again:
+            log.error("saga_not_released saga_id=%s error=%s", saga.saga_id, again)
