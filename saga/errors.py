@@ -7,6 +7,7 @@
     |   |   +-- WorkflowInvalid     a definition breaks rules; details carry line and column
     |   |   +-- PayloadTooLarge     over `saga.max_payload_bytes`
     |   +-- Conflict                the saga's state, or an idempotency key, forbids it
+    +-- MappingFailed               a step's request cannot be built from the payload and the earlier responses
     +-- Unavailable                 the environment: the store cannot be reached now; try again
     +-- LeaseLost                   a write of a worker that no longer owns the saga; nothing was changed
     +-- RowRejected                 the store refuses this one row whatever is done; nothing was changed
@@ -64,6 +65,18 @@ class PayloadTooLarge(Invalid):
 
 class Conflict(RequestError):
     """The request contradicts what is stored."""
+
+
+class MappingFailed(SagaError):
+    """The request of a step cannot be built: the same expression would fail again, so a retry cannot help.
+
+    `path` names the place in the step (`input.items[2].sku`), `reason` says what is wrong with it.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class Unavailable(SagaError):
