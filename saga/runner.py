@@ -64,6 +64,8 @@ class SagaRun:
         self._engine = engine
         self._definition = workflow.definition
         self.saga = claimed.saga
+        self.scope = trio.CancelScope()
+        """Everything this run does; set by the supervisor to the scope of the saga's nursery."""
         self._responses = dict(claimed.responses)
         now = trio.current_time()
         self._due = now + claimed.due_in_secs

@@ -148,10 +148,11 @@ class SagaService:
         digest = None
         if request.idempotency_key is not None:
             digest = _digest(request, body)
-        with self._supervisor.place() as place:
+        saga_id = str(uuid.uuid4())
+        with self._supervisor.place(saga_id) as place:
             created = await self._store.create(
                 NewSaga(
-                    saga_id=str(uuid.uuid4()),
+                    saga_id=saga_id,
                     workflow_name=request.workflow_name,
                     workflow_version=workflow.version,
                     payload=request.payload,

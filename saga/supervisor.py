@@ -23,8 +23,8 @@ from saga.workflow import Workflow
 log = logging.getLogger("saga.supervisor")
 
 CRASH_PAUSE_SECS = 30.0
-"""How long a saga that met an error of our own is left alone before it is tried again: long enough not to burn a core on
-a saga that always fails, short enough that a fixed cause is noticed the same minute."""
+"""How long a saga that met an error of our own is left alone before it is tried again: long enough not to burn a core
+on a saga that always fails, short enough that a fixed cause is noticed the same minute."""
 
 POLL_SECS = 1.0
 """How often the store is asked for due and orphaned sagas when nothing says there are any."""
@@ -59,13 +59,18 @@ class Supervisor:
         self._limits = limits
         self.worker_id = worker_id
         self._runs: dict[str, SagaRun] = {}
-        self._scopes: dict[str, trio.CancelScope] = {}
         self._reserved = 0
         self._nursery: trio.Nursery | None = None
+        self._holds_lease = False
         self._lease_ends = 0.0
+        # Sagas whose creation was answered by an error although it may have happened: owned by us and run by nobody.
+        self._doubtful: set[str] = set()
         # Sagas may be waiting in the store, older than any that is started now: they go first.
         self._backlog = True
         self._changed = trio.Event()
+        self._until_ended = trio.lowlevel.ParkingLot()
+        # Cancel requests for sagas that are just being created or claimed and so have no run yet.
+        self._early_cancels: set[str] = set()
         self.is_draining = False
 
     @property
@@ -81,20 +86,21 @@ class Supervisor:
     # --- what the service calls --------------------------------------------------------------------------------------
 
     @contextmanager
-    def place(self) -> Iterator[Place]:
+    def place(self, saga_id: str) -> Iterator[Place]:
         """Holds a place while a saga is being created, if there is one and nobody older is waiting for it."""
-        free = self._nursery is not None and not self.is_draining and not self._backlog and self.room > 0
+        free = self._holds_lease and not self.is_draining and not self._backlog and self.room > 0
         self._reserved += free
         try:
             yield Place(self, self.worker_id if free else None)
-        finally:
-            self._reserved -= free
+        except Unavailable:
             if free:
-                self.wake()
+                self._doubtful.add(saga_id)
+            raise
+        finally:
+            self._unreserve(int(free))
 
     def saga_created(self, saga: Saga, workflow: Workflow, *, owned: bool) -> None:
         self._engine.meter.saga_started(saga.workflow_name)
-        self._engine.watchers.publish((saga,))
         if owned:
             self._start(Claimed(saga=saga), workflow)
         else:
@@ -105,6 +111,8 @@ class Supervisor:
         """Passes a cancel request, already durable, to the run of that saga. False: it does not run here."""
         run = self._runs.get(saga_id)
         if run is None:
+            if self._reserved:
+                self._early_cancels.add(saga_id)
             return False
         run.request_cancel()
         return True
@@ -133,17 +141,22 @@ class Supervisor:
         for run in self._runs.values():
             run.stop()
         with trio.move_on_after(self._limits.shutdown_grace_secs):
-            while self._runs or self._reserved:
-                self._changed = trio.Event()
-                await self._changed.wait()
+            await self._until_idle()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
+        # Writes under way are not abandoned; they land before the sagas are freed, or are refused after it.
+        with trio.move_on_after(5, shield=True):
+            await self._until_idle()
         # Its own deadline: a store that is away must not hold up the exit; the lease then runs out by itself.
         with trio.move_on_after(5, shield=True):
             try:
                 await self._engine.store.remove_worker(self.worker_id)
             except Unavailable as error:
                 log.warning("worker_not_removed worker=%s error=%s", self.worker_id, error)
+
+    async def _until_idle(self) -> None:
+        while self._runs or self._reserved:
+            await self._until_ended.park()
 
     async def _join(self) -> None:
         """Takes the lease; waits for the store if it is away."""
@@ -159,9 +172,23 @@ class Supervisor:
                 pause_secs = min(pause_secs * 2, longest)
             else:
                 self._lease_ends = now + self._limits.lease_secs
+                self._holds_lease = True
                 if freed:
                     log.info("sagas_freed count=%d", freed)
                 return
+
+    async def _rejoin(self) -> None:
+        """Starts over after a lost lease. What the store still has under this name is freed first: nothing runs it."""
+        while True:
+            try:
+                await self._engine.store.remove_worker(self.worker_id)
+            except Unavailable:
+                await trio.sleep(POLL_SECS)
+            else:
+                break
+        await self._join()
+        self._backlog = True
+        self.wake()
 
     async def _lease_loop(self) -> None:
         """Renews the lease three times as often as it must; without it all runs stop before others may claim them."""
@@ -182,11 +209,11 @@ class Supervisor:
                 self._lease_ends = now + self._limits.lease_secs
                 continue
             log.error("lease_lost worker=%s sagas=%d", self.worker_id, len(self._runs))
-            for scope in self._scopes.values():
-                scope.cancel()
-            await self._join()
-            self._backlog = True
-            self.wake()
+            self._holds_lease = False
+            for run in self._runs.values():
+                run.scope.cancel()
+            await self._until_idle()
+            await self._rejoin()
 
     async def _claim_loop(self) -> None:
         """Fills free places from the store: at start, whenever one becomes free while sagas wait, and now and then."""
@@ -197,6 +224,7 @@ class Supervisor:
                 if trio.current_time() >= next_sweep:
                     next_sweep = trio.current_time() + POLL_SECS
                     self._backlog |= await self._engine.store.release_expired_workers() > 0
+                    await self._release_doubtful()
                     claimed = await self.claim_once()
                 elif self._backlog:
                     claimed = await self.claim_once()
@@ -211,10 +239,18 @@ class Supervisor:
             with trio.move_on_at(next_sweep):
                 await changed.wait()
 
+    async def _release_doubtful(self) -> None:
+        for saga_id in list(self._doubtful):
+            saga = await self._engine.store.get(saga_id)
+            if saga is not None and saga.owner == self.worker_id and saga_id not in self._runs:
+                await self._engine.store.release(saga, interrupted=False)
+                self._backlog = True
+            self._doubtful.discard(saga_id)
+
     async def claim_once(self) -> int:
         """One pass: claims up to the free places. Returns how many sagas were taken up."""
         room = self.room
-        if room <= 0 or self.is_draining:
+        if room <= 0 or self.is_draining or not self._holds_lease:
             return 0
         # Held while the claim is under way, so that a start cannot take the same places.
         self._reserved += room
@@ -223,19 +259,31 @@ class Supervisor:
         try:
             claimed = await self._engine.store.claim_due_sagas(self.worker_id, room)
             asked = True
+            self._backlog |= len(claimed) == room
+            for one in claimed:
+                try:
+                    workflow = await self._catalog.version(one.saga.workflow_name, one.saga.workflow_version)
+                except SagaError as error:
+                    await self._put_aside(one.saga, error)
+                else:
+                    self._start(one, workflow)
         finally:
-            self._reserved -= room
             if not asked:
                 self._backlog = True
-        self._backlog |= len(claimed) == room
-        for one in claimed:
-            try:
-                workflow = await self._catalog.version(one.saga.workflow_name, one.saga.workflow_version)
-            except SagaError as error:
-                await self._put_aside(one.saga, error)
-            else:
-                self._start(one, workflow)
+            self._unreserve(room)
         return len(claimed)
+
+    def _unreserve(self, places: int) -> None:
+        self._reserved -= places
+        if not self._reserved:
+            self._early_cancels.clear()
+        if places:
+            self._room_made()
+
+    def _room_made(self) -> None:
+        self._until_ended.unpark_all()
+        if self._backlog:
+            self.wake()
 
     # --- one saga ----------------------------------------------------------------------------------------------------
 
@@ -243,6 +291,8 @@ class Supervisor:
         run = SagaRun(self._engine, claimed, workflow)
         if self.is_draining:
             run.stop()
+        if claimed.saga.saga_id in self._early_cancels:
+            run.request_cancel()
         self._runs[claimed.saga.saga_id] = run
         assert self._nursery is not None  # places are only given, and claims only made, while `run` runs
         self._nursery.start_soon(self._supervise, run)
@@ -251,19 +301,20 @@ class Supervisor:
         saga_id = run.saga.saga_id
         try:
             async with trio.open_nursery() as nursery:
-                self._scopes[saga_id] = nursery.cancel_scope
+                run.scope = nursery.cancel_scope
                 await run.run()
         except* LeaseLost:
             log.warning("lease_lost saga_id=%s epoch=%d", saga_id, run.saga.epoch)
             self._engine.meter.lease_lost()
-        except* Exception as errors:
+        except* Exception as errors:  # noqa: BLE001  # one saga's bug never ends another saga
             await self._put_aside(run.saga, errors)
         finally:
-            self._scopes.pop(saga_id, None)
-            del self._runs[saga_id]
-            if run.saga.owner is None or run.saga.cancel_requested:
-                self._backlog = True
-            self.wake()
+            # A saga that was parked may have been claimed again, by this very worker, before its old run got here.
+            if self._runs.get(saga_id) is run:
+                del self._runs[saga_id]
+            if run.saga.cancel_requested and not run.saga.status.is_terminal:
+                self._backlog = True  # parked although a cancel had come: it is due at once
+            self._room_made()
 
     async def _put_aside(self, saga: Saga, error: BaseException) -> None:
         """Our own bug, or a definition that is gone: the saga is freed and left alone for a while; others go on."""
@@ -271,5 +322,5 @@ class Supervisor:
         self._engine.meter.saga_crashed()
         try:
             await self._engine.store.release(saga, interrupted=True, retry_in_secs=CRASH_PAUSE_SECS)
-        except SagaError as again:
+        except Exception as again:  # noqa: BLE001  # the last line of defence between one saga and all others
             log.error("saga_not_released saga_id=%s error=%s", saga.saga_id, again)
