@@ -1,4 +1,4 @@
-"""What the engine counts. `server/` gives it a meter that Prometheus can read; without one nothing is counted."""
+"""What the engine and the front doors count. `server/` gives it a meter that Prometheus can read; without one nothing is counted."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ class Meter:
 
     def saga_crashed(self) -> None:
         """A saga met an error of our own and was put aside for a while."""
+
+    def http_request_served(self, method: str, route: str, status: int, seconds: float) -> None:
+        """An HTTP request was answered; `route` is the pattern (`/api/v1/sagas/{saga_id}`), never the path."""
+
+    def grpc_call_served(self, method: str, code: str, seconds: float) -> None:
+        """A gRPC call of ours was answered; `code` is the gRPC code name."""

@@ -27,6 +27,8 @@ from saga.workflow_yaml import parse_workflow
 
 MAX_NAME = 255
 """Characters in workflow_name, correlation_id, initiated_by and an idempotency key: the columns' width."""
+MAX_PAYLOAD_DEPTH = 100
+"""Levels of objects and lists in a payload: what protobuf's JSON mapping, the next to read it, accepts."""
 MAX_PAGE_SIZE = 200
 MAX_WAIT_SECS = 60.0
 ELSEWHERE_POLL_SECS = 0.5
@@ -175,7 +177,14 @@ class SagaService:
             value: str | None = getattr(request, name)
             if value is not None:
                 _check_text(details, "Idempotency-Key" if name == "idempotency_key" else name, value)
-        body = msgspec.json.encode(request.payload)
+        try:
+            body = msgspec.json.encode(request.payload)
+        except RecursionError:
+            body = b"{" * (MAX_PAYLOAD_DEPTH + 1)
+        # Brackets bound the depth from above, so that an ordinary payload costs two counts and no walk.
+        if body.count(b"{") + body.count(b"[") > MAX_PAYLOAD_DEPTH and _is_deeper(request.payload, MAX_PAYLOAD_DEPTH):
+            message = f"nested deeper than {MAX_PAYLOAD_DEPTH} levels"
+            raise Invalid(f"payload is {message}", (Detail(field="payload", reason="too_deep", message=message),))
         if len(body) > self.max_payload_bytes:
             raise PayloadTooLarge(
                 f"payload is {len(body)} bytes, the limit is {self.max_payload_bytes}",
@@ -321,6 +330,19 @@ def _check_text(details: list[Detail], field: str, value: str) -> None:
         details.append(Detail(field=field, reason="length", message=f"expected 1 to {MAX_NAME} characters"))
     elif not value.isprintable():
         details.append(Detail(field=field, reason="characters", message="expected printable characters"))
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    """Without recursion, since the value may be as deep as a hostile caller likes."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _has_nul(value: object) -> bool:
