@@ -1,4 +1,4 @@
-"""What the engine and the front doors count. `server/` gives it a meter that Prometheus can read; without one nothing is counted."""
+"""What the engine and the front doors count. `server/` gives a meter Prometheus can read; without one nothing counts."""
 
 from __future__ import annotations
 
