@@ -1,0 +1,3 @@
+DROP TABLE saga.saga_step_logs;
+DROP TABLE saga.saga_states;
+DROP FUNCTION saga.set_updated_at();

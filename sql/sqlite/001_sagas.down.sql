@@ -1,0 +1,2 @@
+DROP TABLE saga_step_logs;
+DROP TABLE saga_states;
