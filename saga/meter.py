@@ -1,4 +1,4 @@
-"""What the engine and the front doors count. `server/` gives a meter Prometheus can read; without one nothing counts."""
+"""What the engine and the front doors count. `server/` gives a meter Prometheus can read; without one, nothing is."""
 
 from __future__ import annotations
 

@@ -226,13 +226,16 @@ class SagaService:
         self, where: SagaFilter, *, page: int = 1, page_size: int = 20, cursor: str | None = None
     ) -> SagaPage:
         """A page, newest first. With `cursor` (from an earlier page) `page` is only echoed. `Invalid`: out of range."""
-        details = []
+        details: list[Detail] = []
         if page < 1:
             details.append(Detail(field="page", reason="out_of_range", message="expected int >= 1"))
         if not 1 <= page_size <= MAX_PAGE_SIZE:
             details.append(
                 Detail(field="page_size", reason="out_of_range", message=f"expected int from 1 to {MAX_PAGE_SIZE}")
             )
+        for name in ("workflow_name", "correlation_id"):
+            if (value := getattr(where, name)) is not None:
+                _check_text(details, name, value)
         after = _decode_cursor(cursor) if cursor is not None else None
         if cursor is not None and after is None:
             details.append(Detail(field="cursor", reason="malformed", message="not a cursor of this API"))
@@ -313,6 +316,9 @@ class SagaService:
 
     async def workflow(self, name: str) -> Workflow:
         """The newest version. `NotFound`."""
+        if not name.isprintable():
+            # A NUL is no character to the database, so it must not come that far; no workflow has such a name.
+            raise NotFound(f"workflow not found: {name!r}")
         return await self._catalog.newest(name)
 
     async def check_database(self) -> None:

@@ -1,0 +1,97 @@
+"""A grpclib server that can be drained.
+
+grpclib 0.4.9 `Server.close()` cancels running calls at once and tells their clients nothing (one without a deadline
+waits for ever), and it never closes the connections, so that `wait_closed()` hangs on Python 3.12+ for as long as a
+client stays connected. `drain` lets calls finish, refuses new ones with a status, and closes the connections. The few
+private names of grpclib used for it are all in this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from grpclib.const import Status
+from grpclib.protocol import H2Protocol, Stream
+from grpclib.server import Server
+
+LAST_REPLY_SECS = 0.1
+"""Between the last reply and GOAWAY: a grpclib client that reads both in one chunk throws the reply away."""
+CLOSE_SECS = 2.0
+"""How long a connection may take to flush what is still to be sent before it is cut. A guess."""
+
+
+class DrainingServer(Server):
+    """As grpclib's, with `drain`. Asyncio-flavoured."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._protocols: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
+        self._refusing = False
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, also when it was started with 0."""
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        self._protocols.add(protocol)
+        handler = protocol.handler
+        accept = handler.accept
+
+        def accept_or_refuse(stream: Stream, headers: list[tuple[str, str]], release: Callable[[], Any]) -> None:
+            if self._refusing:
+                # Kept with the handler's own tasks: a reset of the stream looks for it there.
+                handler._tasks[stream] = asyncio.ensure_future(_refuse(stream, release))
+            else:
+                accept(stream, headers, release)
+
+        handler.accept = accept_or_refuse
+        return protocol
+
+    def _calls(self) -> list[asyncio.Task[None]]:
+        return [call for handler in self._handlers for call in handler._tasks.values() if not call.done()]
+
+    async def drain(self, grace_secs: float) -> None:
+        """Stops: no new connection, new calls get UNAVAILABLE, running calls have `grace_secs`, then all is closed."""
+        assert self._server is not None
+        self._refusing = True
+        self._server.close()
+        if calls := self._calls():
+            await asyncio.wait(calls, timeout=grace_secs)
+        self.close()
+        await asyncio.sleep(LAST_REPLY_SECS)
+        transports = []
+        for protocol in list(self._protocols):
+            connection = getattr(protocol, "connection", None)
+            if connection is None or connection.is_closing():
+                continue
+            transports.append(connection._transport)
+            connection._connection.close_connection()  # GOAWAY
+            connection.flush()
+            protocol.processor.close("server shutdown")
+        try:
+            await asyncio.wait_for(self.wait_closed(), CLOSE_SECS)
+        except TimeoutError:
+            for transport in transports:
+                transport.abort()
+
+
+async def _refuse(stream: Stream, release: Callable[[], Any]) -> None:
+    # A content-type goes with it; without one a grpclib client reports UNKNOWN whatever the status says.
+    try:
+        await stream.send_headers(
+            [
+                (":status", "200"),
+                ("content-type", "application/grpc+proto"),
+                ("grpc-status", str(Status.UNAVAILABLE.value)),
+                ("grpc-message", "the server is shutting down"),
+            ],
+            end_stream=True,
+        )
+    finally:
+        release()

@@ -1,0 +1,328 @@
+"""The gRPC door: parses a request, calls `SagaService`, maps the answer. What a client may ask for is decided there.
+
+grpclib runs the methods of `Servicer` on asyncio; each crosses to Trio once a call (a watch: once a message). What an
+error becomes is `server_errors.py`, messages are `wire.py`, stopping is `draining.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+from google.protobuf.message import Message
+from grpclib.config import Configuration
+from grpclib.const import Status
+from grpclib.encoding.proto import ProtoCodec, ProtoStatusDetailsCodec
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.health.check import ServiceCheck, ServiceStatus
+from grpclib.health.service import OVERALL, Health
+from grpclib.reflection.service import ServerReflection
+from grpclib.server import Stream
+from k1s0.system.common.v1.types_pb2 import PaginationResult
+from k1s0.system.saga.v1 import saga_pb2 as pb
+from k1s0.system.saga.v1.saga_grpc import SagaServiceBase
+
+from bridge import call_trio, run_aio
+from rpc import wire
+from rpc.draining import DrainingServer
+from rpc.inbound import receive
+from rpc.server_errors import ShuttingDown, failure
+from saga.drain import Drain
+from saga.errors import Detail, SagaError, Unavailable
+from saga.meter import Meter
+from saga.ports import SagaFilter
+from saga.request_id import request_id
+from saga.service import MAX_WAIT_SECS, SagaService, StartSaga, Watch
+from saga.uncancelled import uncancelled
+
+log = logging.getLogger("saga.rpc.server")
+
+MESSAGE_SLACK_BYTES = 64 * 1024
+"""What a request may have beside its payload."""
+WORKFLOW_TEXT_BYTES = 256 * 1024
+"""The size of a workflow's YAML (spec section 1); a request that carries one must get through."""
+DEFAULT_PAGE_SIZE = 20
+STOP_SECS = 5.0
+"""Bound on closing the server when it was not drained before; more than `draining.py` ever takes."""
+
+M = TypeVar("M", bound=Message)
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """What the metadata of a call says."""
+
+    request_id: str
+    idempotency_key: str | None
+    traceparent: str | None
+
+
+class Servicer(SagaServiceBase):
+    """`k1s0.system.saga.v1.SagaService`."""
+
+    def __init__(self, service: SagaService, drain: Drain, meter: Meter) -> None:
+        self._service = service
+        self._drain = drain
+        self._meter = meter
+        self._max_bytes = max(service.max_payload_bytes, WORKFLOW_TEXT_BYTES) + MESSAGE_SLACK_BYTES
+
+    # --- the methods, as grpclib calls them ---------------------------------------------------------------------------
+
+    async def StartSaga(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "StartSaga", pb.StartSagaRequest, self._start)
+
+    async def GetSaga(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "GetSaga", pb.GetSagaRequest, self._get)
+
+    async def ListSagas(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "ListSagas", pb.ListSagasRequest, self._list)
+
+    async def CancelSaga(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "CancelSaga", pb.CancelSagaRequest, self._cancel)
+
+    async def RetryCompensation(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "RetryCompensation", pb.RetryCompensationRequest, self._retry_compensation)
+
+    async def RegisterWorkflow(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "RegisterWorkflow", pb.RegisterWorkflowRequest, self._register_workflow)
+
+    async def ListWorkflows(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "ListWorkflows", pb.ListWorkflowsRequest, self._list_workflows)
+
+    async def GetWorkflow(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "GetWorkflow", pb.GetWorkflowRequest, self._get_workflow)
+
+    async def WatchSaga(self, stream: Stream[Any, Any]) -> None:
+        async def states(caller: Caller) -> None:
+            request = await receive(stream, pb.WatchSagaRequest, self._max_bytes)
+            with self._service.watch(request.saga_id) as watch:
+                while (state := await call_trio(self._next_state, watch)) is not None:
+                    if not stream._send_initial_metadata_done:
+                        await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
+                    await stream.send_message(pb.WatchSagaResponse(saga=state))
+
+        await self._answered(stream, "WatchSaga", states)
+
+    async def _unary(
+        self,
+        stream: Stream[Any, Any],
+        method: str,
+        request_type: type[M],
+        call: Callable[[M, Caller], Awaitable[Message]],
+    ) -> None:
+        async def answer(caller: Caller) -> None:
+            reply = await call_trio(call, await receive(stream, request_type, self._max_bytes), caller)
+            await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
+            await stream.send_message(reply)
+
+        await self._answered(stream, method, answer)
+
+    async def _answered(
+        self, stream: Stream[Any, Any], method: str, answer: Callable[[Caller], Awaitable[None]]
+    ) -> None:
+        """Runs `answer`; an error becomes the status, details and trailers the client gets."""
+        metadata: Mapping[str, str | bytes] = stream.metadata or {}
+        caller = Caller(
+            request_id=request_id(_text(metadata.get("x-request-id"))),
+            idempotency_key=_text(metadata.get("idempotency-key")),
+            traceparent=_text(metadata.get("traceparent")),
+        )
+        started = time.perf_counter()
+        status = Status.CANCELLED  # what it is when the client went away, or its deadline passed, on the way
+        try:
+            await answer(caller)
+            status = Status.OK
+        except StreamTerminatedError:
+            raise  # nobody is there to be told
+        except Exception as error:
+            told = failure(error)
+            status = told.status
+            if status is Status.INTERNAL:
+                log.exception("grpc_error method=%s request_id=%s", method, caller.request_id)
+            elif isinstance(error, Unavailable):
+                log.warning("grpc_unavailable method=%s request_id=%s error=%s", method, caller.request_id, error)
+            await stream.send_trailing_metadata(
+                status=told.status,
+                status_message=told.message,
+                status_details=told.details,
+                metadata={"x-request-id": caller.request_id},
+            )
+        finally:
+            seconds = time.perf_counter() - started
+            self._meter.grpc_call_served(method, status.name, seconds)
+            log.debug(
+                "grpc_call method=%s code=%s ms=%.1f request_id=%s",
+                *(method, status.name, seconds * 1000, caller.request_id),
+            )
+
+    # --- what each method does, on Trio -------------------------------------------------------------------------------
+
+    async def _start(self, request: pb.StartSagaRequest, caller: Caller) -> pb.StartSagaResponse:
+        faults: list[Detail] = []
+        payload = wire.json_object("payload", request.payload, faults)
+        wire.refuse_if_faulty(faults)
+        started = await uncancelled(
+            self._service.start,
+            StartSaga(
+                workflow_name=request.workflow_name,
+                payload=payload,
+                correlation_id=request.correlation_id or None,
+                initiated_by=request.initiated_by or None,
+                idempotency_key=caller.idempotency_key,
+                traceparent=caller.traceparent,
+            ),
+        )
+        return pb.StartSagaResponse(
+            saga_id=started.saga.saga_id, status=started.saga.status.value, replayed=started.replayed
+        )
+
+    async def _get(self, request: pb.GetSagaRequest, caller: Caller) -> pb.GetSagaResponse:
+        wait_secs = request.wait_secs
+        if not (math.isfinite(wait_secs) and 0 <= wait_secs <= MAX_WAIT_SECS):
+            message = f"expected a number from 0 to {MAX_WAIT_SECS:g}"
+            wire.refuse_if_faulty([Detail(field="wait_secs", reason="out_of_range", message=message)])
+        with self._drain.ends_early() as scope:
+            detail = await self._service.get(request.saga_id, wait_secs=wait_secs)
+        if scope.cancelled_caught:
+            detail = await self._service.get(request.saga_id)
+        return pb.GetSagaResponse(
+            saga=wire.saga_state(detail.saga), step_logs=[wire.step_log(entry) for entry in detail.step_logs]
+        )
+
+    async def _list(self, request: pb.ListSagasRequest, caller: Caller) -> pb.ListSagasResponse:
+        faults: list[Detail] = []
+        where = SagaFilter(
+            workflow_name=request.workflow_name or None,
+            status=wire.saga_status("status", request.status, faults),
+            correlation_id=request.correlation_id or None,
+            compensation_failed=request.compensation_failed if request.HasField("compensation_failed") else None,
+            created_after=wire.instant("created_after", request.created_after, faults)
+            if request.HasField("created_after")
+            else None,
+            created_before=wire.instant("created_before", request.created_before, faults)
+            if request.HasField("created_before")
+            else None,
+        )
+        wire.refuse_if_faulty(faults)
+        page = await self._service.list_sagas(
+            where,
+            page=request.pagination.page or 1,
+            page_size=request.pagination.page_size or DEFAULT_PAGE_SIZE,
+            cursor=request.cursor or None,
+        )
+        return pb.ListSagasResponse(
+            sagas=[wire.saga_state(saga) for saga in page.sagas],
+            pagination=PaginationResult(
+                total_count=page.total_count,
+                page=page.page,
+                page_size=page.page_size,
+                has_next=page.has_next,
+                next_cursor=page.next_cursor or "",
+            ),
+        )
+
+    async def _cancel(self, request: pb.CancelSagaRequest, caller: Caller) -> pb.CancelSagaResponse:
+        saga = await uncancelled(self._service.cancel, request.saga_id)
+        return pb.CancelSagaResponse(success=True, message=f"saga {saga.saga_id} cancelled")
+
+    async def _retry_compensation(
+        self, request: pb.RetryCompensationRequest, caller: Caller
+    ) -> pb.RetryCompensationResponse:
+        saga = await uncancelled(self._service.retry_compensation, request.saga_id)
+        return pb.RetryCompensationResponse(saga_id=saga.saga_id, status=saga.status.value)
+
+    async def _register_workflow(
+        self, request: pb.RegisterWorkflowRequest, caller: Caller
+    ) -> pb.RegisterWorkflowResponse:
+        workflow = (await uncancelled(self._service.register_workflow, request.workflow_yaml)).workflow
+        return pb.RegisterWorkflowResponse(
+            name=workflow.definition.name, step_count=len(workflow.definition.steps), version=workflow.version
+        )
+
+    async def _list_workflows(self, request: pb.ListWorkflowsRequest, caller: Caller) -> pb.ListWorkflowsResponse:
+        return pb.ListWorkflowsResponse(
+            workflows=[wire.workflow_summary(workflow) for workflow in await self._service.workflows()]
+        )
+
+    async def _get_workflow(self, request: pb.GetWorkflowRequest, caller: Caller) -> pb.GetWorkflowResponse:
+        workflow = await self._service.workflow(request.name)
+        return pb.GetWorkflowResponse(
+            workflow=wire.workflow_summary(workflow), definition=wire.workflow_definition(workflow)
+        )
+
+    async def _next_state(self, watch: Watch) -> pb.SagaStateProto | None:
+        with self._drain.ends_early() as scope:
+            saga = await watch.next()
+        if scope.cancelled_caught:
+            raise ShuttingDown("the server is shutting down; watch again")
+        return None if saga is None else wire.saga_state(saga)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+class GrpcFront:
+    """The running server. `port` is where it listens."""
+
+    def __init__(self, server: DrainingServer, serving: ServiceStatus) -> None:
+        self._server = server
+        self._serving = serving
+        self._stopped = False
+        self.port = server.port
+
+    async def drain(self, grace_secs: float) -> None:
+        """Stops: health says NOT_SERVING, new calls get UNAVAILABLE, running ones have `grace_secs`. Once is enough."""
+        if not self._stopped:
+            self._stopped = True
+            self._serving.set(False)
+            await run_aio(self._server.drain(grace_secs))
+
+
+@asynccontextmanager
+async def serve_grpc(
+    service: SagaService,
+    host: str,
+    port: int,
+    *,
+    drain: Drain,
+    meter: Meter | None = None,
+    reuse_port: bool = False,
+) -> AsyncIterator[GrpcFront]:
+    """Serves for as long as the block lasts; needs `bridge.open_loop()` around it. `OSError`: it cannot listen there.
+
+    Leaving the block without `GrpcFront.drain` cuts running calls off.
+    """
+    servicer = Servicer(service, drain, meter or Meter())
+    front = await run_aio(_start(servicer, service, host, port, reuse_port))
+    try:
+        yield front
+    finally:
+        with trio.move_on_after(STOP_SECS, shield=True):
+            await front.drain(0.0)
+
+
+async def _start(servicer: Servicer, service: SagaService, host: str, port: int, reuse_port: bool) -> GrpcFront:
+    async def database_answers() -> bool:
+        try:
+            await call_trio(service.check_database)
+        except SagaError:
+            return False
+        return True
+
+    serving = ServiceStatus()
+    serving.set(True)
+    checks = [serving, ServiceCheck(database_answers, check_ttl=5, check_timeout=5)]
+    server = DrainingServer(
+        ServerReflection.extend([servicer, Health({servicer: checks, OVERALL: checks})]),
+        codec=ProtoCodec(),
+        status_details_codec=ProtoStatusDetailsCodec(),
+        config=Configuration(),
+    )
+    await server.start(host, port, reuse_port=reuse_port)
+    return GrpcFront(server, serving)
