@@ -1,0 +1,130 @@
+"""The command line: `saga serve`, `saga workflow check`, `saga migrate`, `saga demo`, `saga --version`.
+
+Each command is one function that returns the exit status; what it needs is imported inside it, so that checking a file
+does not load a server. Errors a person can mend are printed without a traceback and exit with 1 (2: wrong usage).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the value is the process's exit status."""
+    arguments = _parser().parse_args(argv)
+    command: Command = arguments.command
+    try:
+        return command(arguments)
+    except BrokenPipeError:
+        # The reader of our output is gone (`saga ... | head`); nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="saga", description="Runs sagas: steps across services, each with its undo.")
+    parser.add_argument("--version", action="version", version=f"saga {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the server: REST, gRPC and the engine")
+    _add_config(serve)
+    serve.add_argument(
+        "--insecure", action="store_true", help="without an `auth` section, listen on other than loopback addresses too"
+    )
+    serve.set_defaults(command=_serve)
+
+    workflow = commands.add_parser("workflow", help="work with workflow definitions")
+    check = workflow.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "check", help="check workflow files; prints file:line:col: path: message for every error"
+    )
+    check.add_argument("files", nargs="+", metavar="FILE")
+    check.set_defaults(command=_workflow_check)
+
+    migrate = commands.add_parser("migrate", help="bring the database's schema up or down, or show where it stands")
+    migrate.add_argument("direction", choices=["up", "down", "status"])
+    migrate.add_argument("--to", type=int, metavar="N", help="down: stop when migration N is the newest applied")
+    migrate.add_argument("--json", action="store_true", help="status: print JSON")
+    _add_config(migrate)
+    migrate.set_defaults(command=_migrate)
+
+    demo = commands.add_parser("demo", help="run three orders against three sample services, with nothing to set up")
+    demo.add_argument(
+        "--once", action="store_true", help="exit when the orders have ended, 1 if one did not as it should"
+    )
+    demo.add_argument("--json", action="store_true", help="with --once: print what happened as JSON")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="default: $CONFIG_PATH, else config/config.yaml if it is there"
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("saga-orchestrator")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _fail(message: str) -> int:
+    print(f"saga: {message}", file=sys.stderr)
+    return 1
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from server import app, logs
+    from server.config import ConfigInvalid, load_config
+
+    try:
+        config = load_config(arguments.config, os.environ)
+        logs.configure(config.observability.log_level)
+        return app.serve(config, insecure=arguments.insecure)
+    except (ConfigInvalid, app.CannotStart) as error:
+        return _fail(str(error))
+
+
+def _workflow_check(arguments: argparse.Namespace) -> int:
+    from saga.workflow_yaml import check_files
+
+    errors = check_files([Path(name) for name in arguments.files])
+    for line in errors:
+        print(line)
+    return 1 if errors else 0
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from server import app
+    from server.config import ConfigInvalid, load_config
+
+    try:
+        config = load_config(arguments.config, os.environ)
+        rows = app.migrate(config, arguments.direction, arguments.to)
+    except (ConfigInvalid, app.CannotStart) as error:
+        return _fail(str(error))
+    if arguments.json:
+        print(json.dumps([{"number": number, "name": name, "applied_at": at} for number, name, at in rows]))
+        return 0
+    for number, name, at in rows:
+        print(f"{number:03d}  {name:<24}  {at or 'not applied'}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from demo import run
+
+    return run.main(once=arguments.once, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

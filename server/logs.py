@@ -1,0 +1,21 @@
+"""Log lines: one event name and its fields a line, on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s %(message)s"
+
+
+class _Utc(logging.Formatter):
+    converter = time.gmtime
+
+
+def configure(level: str) -> None:
+    """Sets the process's log level and form. Libraries speak from WARNING up: their chatter would drown ours."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Utc(FORMAT, datefmt="%Y-%m-%dT%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("saga").setLevel(level)
