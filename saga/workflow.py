@@ -12,6 +12,26 @@ import msgspec
 
 from saga.model import StepAction
 
+STATUS_CODES = (
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+"""The gRPC codes a call can fail with, in the order of their numbers, from 1."""
+
 DEFAULT_NON_RETRYABLE = frozenset(
     {
         "INVALID_ARGUMENT",
