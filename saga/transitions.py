@@ -167,6 +167,9 @@ ANNOUNCED: Mapping[SagaStatus, EventType] = {
 }
 """The event that tells of entering each state."""
 
+LONGEST_PAUSE_SECS = 365 * 86_400.0
+"""No pause is longer, whatever a workflow or a participant asks for: its end must still be a date a store can write."""
+
 # --- deciding --------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +217,7 @@ def judge(
         delay_secs = answer.retry_after_secs
         if delay_secs is None:
             delay_secs = policy.delay_secs(call.attempt - 1, draw)
+        delay_secs = min(delay_secs, LONGEST_PAUSE_SECS)
         if executing:
             return StepRetried(request=request, started_at=started_at, delay_secs=delay_secs, unknown=unknown)
         return CompensationRetried(request=request, started_at=started_at, delay_secs=delay_secs)
@@ -325,7 +329,8 @@ class _Draft:
 
     def begin(self, fact: Began, status: SagaStatus) -> None:
         self.deadline_in_secs = self.definition.timeout_secs
-        self.move(status, attempt=1)
+        # Nobody was called yet, whatever cut a worker off before this.
+        self.move(status, attempt=1, outcome_unknown=False)
 
     def step_succeeded(self, fact: StepSucceeded, status: SagaStatus) -> None:
         saga = self.saga
