@@ -22,7 +22,7 @@ from jmespath.visitor import Options, TreeInterpreter
 if TYPE_CHECKING:
     from jmespath.visitor import _TreeNode
 
-MAX_EXPRESSION_CHARS = 4096
+MAX_EXPRESSION_CHARS = 2048
 """Far above any request we have seen written in one expression; keeps parsing in the range of milliseconds."""
 
 MAX_EXPRESSION_DEPTH = 50
@@ -99,7 +99,7 @@ class Expression:
         return messages
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def compile_expression(text: str) -> Expression:
     """The compiled form of `text`, made once. `BadExpression`, and nothing else, for a text that has none."""
     if len(text) > MAX_EXPRESSION_CHARS:
