@@ -1,0 +1,48 @@
+-- Workers and their leases.
+
+-- name: register_worker
+-- for: a worker that starts, or starts again under its name.
+INSERT INTO saga.workers (id, started_at, lease_until)
+VALUES (
+    :worker_id::text,
+    clock_timestamp(),
+    coalesce(:now::timestamptz, clock_timestamp()) + :lease_secs::float8 * interval '1 second'
+)
+ON CONFLICT (id) DO UPDATE SET started_at = excluded.started_at, lease_until = excluded.lease_until;
+
+-- name: renew_lease_unless_ended
+-- for: staying alive; no row: the lease had ended, and the sagas may have other owners.
+UPDATE saga.workers SET
+    lease_until = coalesce(:now::timestamptz, clock_timestamp()) + :lease_secs::float8 * interval '1 second'
+WHERE id = :worker_id::text AND lease_until >= coalesce(:now::timestamptz, clock_timestamp())
+RETURNING id;
+
+-- name: remove_expired_workers
+-- for: workers that did not renew in time.
+DELETE FROM saga.workers WHERE lease_until < coalesce(:now::timestamptz, clock_timestamp());
+
+-- name: remove_worker
+-- for: a worker that ends in order.
+DELETE FROM saga.workers WHERE id = :worker_id::text;
+
+-- name: free_abandoned_sagas
+-- for: open sagas whose owner is not a worker (any more). Also mends a write of a worker that was removed meanwhile.
+UPDATE saga.saga_states AS s SET
+    owner = NULL,
+    outcome_unknown = s.outcome_unknown OR s.status = 'RUNNING'
+WHERE s.owner IS NOT NULL
+  AND s.status IN ('STARTED', 'RUNNING', 'COMPENSATING')
+  AND NOT EXISTS (SELECT 1 FROM saga.workers AS w WHERE w.id = s.owner)
+RETURNING s.id;
+
+-- name: free_sagas_of_worker
+-- for: what a worker that ends in order still owns.
+UPDATE saga.saga_states SET
+    owner = NULL,
+    outcome_unknown = outcome_unknown OR status = 'RUNNING'
+WHERE owner = :worker_id::text AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
+RETURNING id;
+
+-- name: ping
+-- for: readiness.
+SELECT 1 AS alive;

@@ -1,0 +1,543 @@
+"""The store on PostgreSQL, by asyncpg.
+
+Every method is one crossing into asyncio: an exchange with the server, its commit and its clean-up run in one
+coroutine, so that a Trio cancel never cuts a transaction in two. Moves and creations gather in lanes
+(`group_commit.py`), each with a connection of its own, and a batch is one statement, one round trip. Single writes
+share one more connection, so that no crowd of readers can keep a lease from being renewed; reads use a small pool.
+
+Instants are the database's. A clock may be given instead, for tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+
+import asyncpg
+import trio
+
+from bridge import run_aio
+from saga.errors import Unavailable
+from saga.model import Saga, SagaStatus, StepLog
+from saga.ports import Claimed, Clock, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
+from saga.workflow import Workflow, WorkflowDefinition, encode_definition
+from store import postgres_migrations, rows
+from store.group_commit import Lane
+from store.postgres_errors import TryAgain, translated
+from store.queries import Dialect, Query, load
+from store.rows import CreateRow, MoveRow
+
+T = TypeVar("T")
+
+MOVE_LANES = 1
+"""Lanes for moves, by hash of the saga's id. A second one overlaps one lane's commit with the other's work, but halves
+the batches; see `bench/`."""
+
+EXCHANGE_SECS = 30.0
+"""How long one exchange may take, the server's own work included, before it counts as lost. Far above any batch."""
+
+CONNECT_SECS = 5.0
+"""How long opening a connection may take. A database that needs longer is not one to wait for with sagas in hand."""
+
+GIVEN_WAY = 5
+"""How often a transaction that had to give way to another is tried again. Rivals are few; a guess."""
+
+_Q = load(Dialect.POSTGRES)
+
+Connection = Any
+"""asyncpg.Connection or a pool's proxy of it; the library has no types."""
+
+_SESSION = {
+    "application_name": "saga",
+    "jit": "off",  # no statement here runs long enough to repay compiling it
+    "statement_timeout": str(int(EXCHANGE_SECS * 1000)),  # the server gives up when we do
+}
+# A batch's statement is planned once a connection. Without seqscan because that plan must also suit a table that was
+# empty when it was made and is not any more.
+_WRITER_SESSION = {**_SESSION, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+# Optional filters and limits are only planned well with their values at hand.
+_READER_SESSION = {**_SESSION, "plan_cache_mode": "force_custom_plan"}
+
+
+async def _fetch(connection: Connection, query: Query, **parameters: object) -> list[Any]:
+    """Runs a query with all its parameters, named. asyncpg prepares each text once a connection."""
+    assert parameters.keys() == set(query.parameters), query.name  # every method has a case in tests/store
+    rows_found: list[Any] = await connection.fetch(query.text, *(parameters[name] for name in query.parameters))
+    return rows_found
+
+
+class _Link:
+    """One long-lived connection, opened when it is needed and opened anew after it was lost. Asyncio-flavoured, one
+    exchange at a time."""
+
+    def __init__(self, dsn: str, session: dict[str, str]) -> None:
+        self._dsn = dsn
+        self._session = session
+        self._connection: Connection | None = None
+        self._turn = asyncio.Lock()
+
+    async def exchange(self, say: Callable[[Connection], Awaitable[T]]) -> T:
+        """What `say` got from the server, in time. Errors come translated; after `Unavailable` the connection is given
+        up, since nobody knows what state it is in. A transaction that had to give way is tried again."""
+        async with self._turn:
+            for tried in range(GIVEN_WAY):
+                try:
+                    with translated():
+                        async with asyncio.timeout(EXCHANGE_SECS):
+                            return await say(await self._opened())
+                except TryAgain:
+                    # Unequal pauses, or the two would meet again.
+                    await asyncio.sleep(random.random() * 0.01 * 2**tried)
+                except BaseException as error:
+                    if not _leaves_connection_usable(error):
+                        self.drop()
+                    raise
+            raise Unavailable("the database made the transaction give way again and again")
+
+    async def _opened(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(self._dsn, self._session)
+        return self._connection
+
+    def drop(self) -> None:
+        """Cuts the connection, if there is one, without a word to the server."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close(timeout=CONNECT_SECS)
+            self._connection = None
+
+
+def _leaves_connection_usable(error: BaseException) -> bool:
+    """A refused statement does; a lost, late or cancelled one may still be running."""
+    return isinstance(error, Exception) and not isinstance(error, Unavailable)
+
+
+async def connect(dsn: str, session: dict[str, str] | None = None) -> Connection:
+    """A connection set up as this store needs it. Asyncio-flavoured; errors are the driver's."""
+    return await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_SECS,
+        server_settings=_SESSION if session is None else session,
+        max_cached_statement_lifetime=0,  # the few statements there are stay prepared as long as the connection
+    )
+
+
+def _instant(instant: datetime | None) -> datetime | None:
+    """asyncpg gives instants as such."""
+    return instant
+
+
+class PostgresStore:
+    """Keeps `saga.ports.Store`. Made by `open_postgres`.
+
+    `lanes`: the group commits, for their counters.
+    """
+
+    def __init__(self, dsn: str, pool: Any, events: bool, clock: Clock | None) -> None:
+        self._pool = pool
+        self._events = events
+        self._clock = clock
+        self._single_writes = _Link(dsn, _READER_SESSION)
+        self._creation_link = _Link(dsn, _WRITER_SESSION)
+        self._move_links = [_Link(dsn, _WRITER_SESSION) for _ in range(MOVE_LANES)]
+        self._creations: Lane[CreateRow, Created] = Lane(self._write_creations, key_of=lambda row: row.new.saga_id)
+        self._moves: list[Lane[MoveRow, Recorded]] = [
+            Lane(self._move_writer(link), key_of=lambda row: row.record.before.saga_id) for link in self._move_links
+        ]
+
+    @property
+    def lanes(self) -> tuple[Lane[Any, Any], ...]:
+        return (self._creations, *self._moves)
+
+    def _now(self) -> datetime | None:
+        """The instant a query is to take for now; None: the database's."""
+        return None if self._clock is None else self._clock.now()
+
+    # --- crossings ----------------------------------------------------------------------------------------------------
+
+    async def _read(self, say: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        async def body() -> T:
+            async with asyncio.timeout(EXCHANGE_SECS), self._pool.acquire() as connection:
+                result = await say(connection)
+            return result
+
+        with translated():
+            return await run_aio(body())
+
+    async def _write(self, say: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        """Runs a single write to its end: a cancel comes before it or waits for its outcome, which is bounded in time.
+        (A claim that was cut off would own sagas nobody knows of.)"""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=True):
+            return await run_aio(self._single_writes.exchange(say))
+
+    # --- the lanes' work ----------------------------------------------------------------------------------------------
+
+    async def _write_creations(self, batch: Sequence[CreateRow]) -> Sequence[Created | Exception]:
+        return await run_aio(self._creation_link.exchange(lambda connection: self._create_all(connection, batch)))
+
+    def _move_writer(
+        self, link: _Link
+    ) -> Callable[[Sequence[MoveRow]], Coroutine[Any, Any, Sequence[Recorded | Exception]]]:
+        async def write(batch: Sequence[MoveRow]) -> Sequence[Recorded | Exception]:
+            return await run_aio(link.exchange(lambda connection: self._record_all(connection, batch)))
+
+        return write
+
+    async def _create_all(self, connection: Connection, batch: Sequence[CreateRow]) -> list[Created | Exception]:
+        made: dict[str, datetime] = {}
+        results: dict[str, Created | Exception] = {}
+        left = list(batch)
+        # A row can be refused for one that is gone by the time we look (an operator deletes): then once more.
+        while left:
+            for row in await self._insert_sagas(connection, left):
+                made[str(row["id"])] = row["created_at"]
+            refused = [row for row in left if row.new.saga_id not in made]
+            left = []
+            if refused:
+                earlier = await _fetch(
+                    connection,
+                    _Q["sagas_made_earlier"],
+                    saga_ids=[row.new.saga_id for row in refused],
+                    idempotency_keys=[
+                        row.new.idempotency_key for row in refused if row.new.idempotency_key is not None
+                    ],
+                )
+                for row in refused:
+                    judged = rows.judge_refused_create(row.new, earlier, _instant)
+                    if judged is None:
+                        left.append(row)
+                    else:
+                        results[row.new.saga_id] = judged
+        for row in batch:
+            created_at = made.get(row.new.saga_id)
+            if created_at is not None:
+                results[row.new.saga_id] = Created(saga=rows.new_saga_as_stored(row.new, created_at))
+        return [results[row.new.saga_id] for row in batch]
+
+    async def _insert_sagas(self, connection: Connection, batch: list[CreateRow]) -> list[Any]:
+        news = [row.new for row in batch]
+        return await _fetch(
+            connection,
+            _Q["create_sagas"],
+            saga_ids=[new.saga_id for new in news],
+            workflow_names=[new.workflow_name for new in news],
+            workflow_versions=[new.workflow_version for new in news],
+            payloads=[row.payload for row in batch],
+            correlation_ids=[new.correlation_id for new in news],
+            initiated_bys=[new.initiated_by for new in news],
+            idempotency_keys=[new.idempotency_key for new in news],
+            request_digests=[new.request_digest for new in news],
+            traceparents=[new.traceparent for new in news],
+            owners=[new.owner for new in news],
+            epochs=[rows.first_epoch(new) for new in news],
+            events=self._events,
+            now=self._now(),
+        )
+
+    async def _record_all(self, connection: Connection, batch: Sequence[MoveRow]) -> list[Recorded | Exception]:
+        records = [row.record for row in batch]
+        befores = [record.before for record in records]
+        afters = [record.after for record in records]
+        saga_ids = [before.saga_id for before in befores]
+        logs = [
+            (record.before.saga_id, entry, payloads)
+            for row, record in zip(batch, records, strict=True)
+            for entry, payloads in zip(record.logs, row.logs, strict=True)
+        ]
+        events = [(record.before.saga_id, event) for record in records for event in record.events if self._events]
+        found = await _fetch(
+            connection,
+            _Q["record_moves"],
+            saga_ids=saga_ids,
+            owners_before=[before.owner for before in befores],
+            epochs_before=[before.epoch for before in befores],
+            revisions_before=[before.revision for before in befores],
+            statuses=[after.status for after in afters],
+            current_steps=[after.current_step for after in afters],
+            error_messages=[after.error_message for after in afters],
+            compensations_failed=[after.compensation_failed for after in afters],
+            attempts=[after.attempt for after in afters],
+            retries_in_secs=[record.retry_in_secs for record in records],
+            deadlines_in_secs=[record.deadline_in_secs for record in records],
+            outcomes_unknown=[after.outcome_unknown for after in afters],
+            undo_plans=[row.undo_plan for row in batch],
+            undos_failed=[row.undo_failed for row in batch],
+            owners=[row.owner for row in batch],
+            epochs=[after.epoch for after in afters],
+            log_saga_ids=[saga_id for saga_id, _, _ in logs],
+            log_step_indexes=[entry.step_index for _, entry, _ in logs],
+            log_step_names=[entry.step_name for _, entry, _ in logs],
+            log_actions=[entry.action for _, entry, _ in logs],
+            log_statuses=[entry.status for _, entry, _ in logs],
+            log_request_payloads=[payloads.request_payload for _, _, payloads in logs],
+            log_response_payloads=[payloads.response_payload for _, _, payloads in logs],
+            log_error_messages=[entry.error_message for _, entry, _ in logs],
+            log_started_ats=[entry.started_at for _, entry, _ in logs],
+            log_completed_ats=[entry.completed_at for _, entry, _ in logs],
+            log_attempts=[entry.attempts for _, entry, _ in logs],
+            event_saga_ids=[saga_id for saga_id, _ in events],
+            event_types=[event.event_type for _, event in events],
+            event_statuses=[event.status for _, event in events],
+            event_current_steps=[event.current_step for _, event in events],
+            event_error_messages=[event.error_message for _, event in events],
+            now=self._now(),
+        )
+        landed = {str(row["id"]): row for row in found}
+        refused = [saga_id for saga_id in saga_ids if saga_id not in landed]
+        now = {}
+        if refused:
+            for row in await _fetch(connection, _Q["sagas_by_ids"], saga_ids=refused):
+                now[str(row["id"])] = rows.saga_from_row(row, _instant)
+        return [
+            rows.moved_saga(row, landed[saga_id], _instant)
+            if saga_id in landed
+            else rows.judge_refused_move(row, now.get(saga_id))
+            for saga_id, row in zip(saga_ids, batch, strict=True)
+        ]
+
+    # --- the port -----------------------------------------------------------------------------------------------------
+
+    async def create(self, new: NewSaga) -> Created:
+        return await self._creations.write(rows.prepare_create(new))
+
+    async def record(self, record: Record) -> Recorded:
+        # Not hash(): a saga's lane is its own also in the next process, which helps whoever reads a trace.
+        lane = self._moves[int(record.before.saga_id[-4:], 16) % len(self._moves)]
+        return await lane.write(rows.prepare_move(record))
+
+    async def get(self, saga_id: str) -> Saga | None:
+        known = rows.canonical_id(saga_id)
+        if known is None:
+            return None
+
+        async def say(connection: Connection) -> Saga | None:
+            found = await _fetch(connection, _Q["sagas_by_ids"], saga_ids=[known])
+            return rows.saga_from_row(found[0], _instant) if found else None
+
+        return await self._read(say)
+
+    async def step_logs(self, saga_id: str) -> list[StepLog]:
+        known = rows.canonical_id(saga_id)
+        if known is None:
+            return []
+
+        async def say(connection: Connection) -> list[StepLog]:
+            found = await _fetch(connection, _Q["step_logs"], saga_id=known)
+            return [rows.step_log_from_row(row, _instant) for row in found]
+
+        return await self._read(say)
+
+    async def list_sagas(
+        self, where: SagaFilter, *, limit: int, offset: int = 0, after: tuple[datetime, str] | None = None
+    ) -> Page:
+        filters = rows.filter_parameters(where)
+
+        async def say(connection: Connection) -> Page:
+            total = (await _fetch(connection, _Q["count_sagas"], **filters))[0]["total"]
+            found = await _fetch(
+                connection,
+                _Q["list_sagas"],
+                **filters,
+                after_created_at=None if after is None else after[0],
+                after_id=None if after is None else after[1],
+                limit=limit + 1,
+                offset=0 if after is not None else offset,
+            )
+            return rows.page([rows.saga_from_row(row, _instant) for row in found], limit, total)
+
+        return await self._read(say)
+
+    async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
+        known = rows.canonical_id(saga_id)
+        if known is None:
+            return None
+
+        async def say(connection: Connection) -> Saga | None:
+            found = await _fetch(connection, _Q["request_cancel_unless_terminal"], saga_id=known)
+            if not found:
+                found = await _fetch(connection, _Q["sagas_by_ids"], saga_ids=[known])
+            return rows.saga_from_row(found[0], _instant) if found else None
+
+        return await self._write(say)
+
+    async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
+        async def say(connection: Connection) -> list[Claimed]:
+            found = await _fetch(connection, _Q["claim_due_sagas"], worker_id=worker_id, limit=limit, now=self._now())
+            claimed = [rows.claimed_from_row(row, _instant) for row in found]
+            return sorted(claimed, key=lambda one: (one.saga.created_at, one.saga.saga_id))
+
+        return await self._write(say)
+
+    async def release(self, saga: Saga, *, interrupted: bool, retry_in_secs: float | None = None) -> bool:
+        async def say(connection: Connection) -> bool:
+            return bool(
+                await _fetch(
+                    connection,
+                    _Q["release_if_owned"],
+                    saga_id=saga.saga_id,
+                    owner=saga.owner,
+                    epoch=saga.epoch,
+                    interrupted=interrupted,
+                    retry_in_secs=retry_in_secs,
+                    now=self._now(),
+                )
+            )
+
+        return await self._write(say)
+
+    async def register_worker(self, worker_id: str, lease_secs: float) -> None:
+        async def say(connection: Connection) -> None:
+            await _fetch(connection, _Q["register_worker"], worker_id=worker_id, lease_secs=lease_secs, now=self._now())
+
+        await self._write(say)
+
+    async def renew_lease(self, worker_id: str, lease_secs: float) -> bool:
+        async def say(connection: Connection) -> bool:
+            return bool(
+                await _fetch(
+                    connection,
+                    _Q["renew_lease_unless_ended"],
+                    worker_id=worker_id,
+                    lease_secs=lease_secs,
+                    now=self._now(),
+                )
+            )
+
+        return await self._write(say)
+
+    async def release_expired_workers(self) -> int:
+        async def say(connection: Connection) -> int:
+            # Two statements, so that the second sees whom the first removed; a worker that renewed while the first
+            # waited for its row was not removed and keeps its sagas.
+            async with connection.transaction():
+                await _fetch(connection, _Q["remove_expired_workers"], now=self._now())
+                return len(await _fetch(connection, _Q["free_abandoned_sagas"]))
+
+        return await self._write(say)
+
+    async def remove_worker(self, worker_id: str) -> None:
+        async def say(connection: Connection) -> None:
+            async with connection.transaction():
+                await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id)
+                await _fetch(connection, _Q["remove_worker"], worker_id=worker_id)
+
+        await self._write(say)
+
+    async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
+        text = encode_definition(definition)
+
+        async def say(connection: Connection) -> Registered:
+            while True:
+                added = await _fetch(
+                    connection, _Q["register_workflow_if_changed"], name=definition.name, definition=text, source=source
+                )
+                if added:
+                    return Registered(version=added[0]["version"], changed=True)
+                newest = await _fetch(connection, _Q["workflow"], name=definition.name, version=None)
+                # Not there, or not the same: another process was adding it just then. Ask again.
+                if newest and rows.workflow_from_row(newest[0]).definition == definition:
+                    return Registered(version=newest[0]["version"], changed=False)
+
+        return await self._write(say)
+
+    async def workflow(self, name: str, version: int | None = None) -> Workflow | None:
+        async def say(connection: Connection) -> Workflow | None:
+            found = await _fetch(connection, _Q["workflow"], name=name, version=version)
+            return rows.workflow_from_row(found[0]) if found else None
+
+        return await self._read(say)
+
+    async def workflows(self) -> Sequence[Workflow]:
+        async def say(connection: Connection) -> list[Workflow]:
+            return [rows.workflow_from_row(row) for row in await _fetch(connection, _Q["workflows"])]
+
+        return await self._read(say)
+
+    async def ping(self) -> None:
+        async def say(connection: Connection) -> None:
+            await _fetch(connection, _Q["ping"])
+
+        await self._read(say)
+
+    async def count_open(self) -> dict[SagaStatus, int]:
+        async def say(connection: Connection) -> dict[SagaStatus, int]:
+            found = await _fetch(connection, _Q["count_open_sagas"])
+            return {SagaStatus(row["status"]): row["total"] for row in found}
+
+        return await self._read(say)
+
+    async def close_connections(self) -> None:
+        """Says good-bye to the server where it listens; what does not answer in time is cut. Asyncio-flavoured."""
+        links = [self._single_writes, self._creation_link, *self._move_links]
+        try:
+            async with asyncio.timeout(CONNECT_SECS):
+                for link in links:
+                    await link.close()
+                await self._pool.close()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            pass  # nothing is lost by it: everything durable is durable, and the server notices
+        finally:
+            for link in links:
+                link.drop()
+            self._pool.terminate()
+
+
+async def _keep_session(_connection: Connection) -> None:
+    """In place of asyncpg's reset after each use, a round trip of its own: reads leave nothing behind to reset."""
+
+
+@asynccontextmanager
+async def open_postgres(
+    dsn: str, *, events: bool, max_reads: int = 10, migrate: bool = True, clock: Clock | None = None
+) -> AsyncIterator[PostgresStore]:
+    """The store on a database. To be entered inside `bridge.open_loop()`.
+
+    `dsn`: `postgresql://user:password@host:port/database?sslmode=…`. `events`: whether announcements are written to the
+    outbox. `max_reads`: connections for reads, on top of the three for writes. `migrate` False: the schema must be up
+    to date already. `clock`: instants from it instead of from the database; for tests.
+    `Unavailable`: the database cannot be reached. `MigrationError`: the schema does not fit.
+    """
+
+    async def prepare() -> Any:
+        with translated():
+            connection = await connect(dsn)
+            try:
+                if migrate:
+                    await postgres_migrations.migrate_up(connection)
+                else:
+                    await postgres_migrations.require_current(connection)
+            finally:
+                await connection.close()
+            return await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=max_reads,
+                timeout=CONNECT_SECS,
+                server_settings=_READER_SESSION,
+                max_cached_statement_lifetime=0,
+                reset=_keep_session,
+            )
+
+    store = PostgresStore(dsn, await run_aio(prepare()), events, clock)
+    try:
+        async with trio.open_nursery() as nursery:
+            for lane in store.lanes:
+                await nursery.start(lane.run)
+            try:
+                yield store
+            finally:
+                # The nursery then waits for what is still on its way to the server.
+                for lane in store.lanes:
+                    lane.close()
+    finally:
+        with trio.CancelScope(shield=True):
+            await run_aio(store.close_connections())

@@ -1,0 +1,73 @@
+"""What Postgres and its driver say, in this product's words: one table, the most specific first.
+
+the content of one row       -> RowRejected     (classes 22, 23, 54; the driver's own refusal of a value)
+two transactions in a knot   -> TryAgain        (class 40; inside the store only)
+the environment              -> Unavailable     (connections, resources, operators, credentials, time-outs)
+anything else                -> not translated: our own bug, raised as it is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+
+from saga.errors import RowRejected, SagaError, Unavailable
+
+
+class TryAgain(SagaError):
+    """The transaction was chosen to give way to another; nothing was changed. Never leaves the store."""
+
+
+_ENVIRONMENT_CLASSES = frozenset({"08", "28", "53", "55", "57", "58", "3D"})
+"""SQLSTATE classes: connection, authorization, resources, object state (a lock not to be had), operator, system, no
+such database."""
+
+_ENVIRONMENT_STATES = frozenset({"25006", "F0000", "XX001", "XX002"})
+"""Read-only after a failover; a bad configuration file; damaged data or index."""
+
+_CONTENT_CLASSES = frozenset({"22", "23", "54"})
+"""Data, constraints, limits (nesting, size of an index entry)."""
+
+
+def translation_of(error: BaseException) -> type[SagaError] | None:
+    """What an error means to the port; None: it is not of the database's or the network's making."""
+    if isinstance(error, asyncpg.InvalidCachedStatementError | asyncpg.OutdatedSchemaCacheError):
+        return Unavailable  # the schema was migrated under a running process; the next try plans anew
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        if state[:2] in _CONTENT_CLASSES:
+            return RowRejected
+        if state[:2] == "40":
+            return TryAgain
+        if state[:2] in _ENVIRONMENT_CLASSES or state in _ENVIRONMENT_STATES:
+            return Unavailable
+        return None
+    if isinstance(error, asyncpg.InterfaceError):
+        # The driver's DataError is a ValueError: a value it cannot send. Its other refusals are about the connection.
+        # A bad DSN is a ValueError too, but no row's fault.
+        content = isinstance(error, ValueError) and not isinstance(error, asyncpg.ClientConfigurationError)
+        return RowRejected if content else Unavailable
+    if isinstance(error, asyncpg.InternalClientError | OSError | TimeoutError | EOFError):
+        return Unavailable  # OSError: refused, reset, no such name, TLS; EOFError: cut off in the middle of an answer
+    return None
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises the port's error for the database's, with the cause kept."""
+    try:
+        yield
+    except SagaError:
+        raise
+    except Exception as error:
+        meaning = translation_of(error)
+        if meaning is None:
+            raise
+        text = str(error) or type(error).__name__
+        if meaning is RowRejected:
+            raise RowRejected(f"the database refuses the content: {text}") from error
+        if meaning is TryAgain:
+            raise TryAgain(text) from error
+        raise Unavailable(f"the database cannot be reached: {text}") from error
