@@ -6,8 +6,8 @@ happen before grpclib on Python 3.12+ (grpclib binds `asyncio.current_task` at i
 
 from __future__ import annotations
 
-import trio_asyncio  # isort: skip  (first, see above)
+import trio_asyncio  # type: ignore[import-untyped]  # isort: skip  (first, see above)
 
-from bridge.crossing import call_trio, open_loop, run_aio
+from bridge.crossing import StrayCancel, call_trio, open_loop, run_aio, running_loop
 
-__all__ = ["call_trio", "open_loop", "run_aio", "trio_asyncio"]
+__all__ = ["StrayCancel", "call_trio", "open_loop", "run_aio", "running_loop", "trio_asyncio"]

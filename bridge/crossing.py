@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
-import trio_asyncio
+import trio_asyncio  # type: ignore[import-untyped]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -34,3 +35,12 @@ async def run_aio(coro: Coroutine[Any, Any, T]) -> T:
 async def call_trio(fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     """From asyncio: runs a Trio function; errors cross unchanged."""
     return await trio_asyncio.trio_as_aio(fn)(*args)  # type: ignore[no-any-return]  # untyped library
+
+
+class StrayCancel(Exception):
+    """An asyncio task was cancelled by something other than our own scope."""
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The loop of the running task. Raises RuntimeError outside `open_loop`."""
+    return asyncio.get_running_loop()

@@ -1,0 +1,192 @@
+"""The pooled connections to one participant: opened when needed, more of them under load, replaced when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from bridge import run_aio, running_loop
+from rpc.http2 import Header, Link, Reply
+from rpc.metadata import encode_timeout
+from rpc.outcomes import Lost, failed_before_leaving, not_done
+from rpc.settings import ServiceSettings, ServiceTls
+from rpc.single_flight import RunCancelled, SingleFlight
+
+_PAUSE_AFTER_FAILED_EXTRA_SECS = 1.0
+"""A guess: long enough to be no load, short against the deadline of a step."""
+
+
+class PoolLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How a pool behaves; the defaults are for production, tests bring smaller ones.
+
+    `max_connections`: each carries as many calls as the participant allows (100 for grpclib); what is over waits its
+    turn within its deadline. `connect_timeout_secs`: what gRPC implementations give a connection attempt.
+    `ping_timeout_secs`: how long a peer that may be frozen has to answer. `calls_per_connection`: half of the ids
+    HTTP/2 has for the calls of one connection, so that it is replaced long before they end.
+    """
+
+    max_connections: int = 8
+    connect_timeout_secs: float = 20.0
+    ping_timeout_secs: float = 5.0
+    calls_per_connection: int = 2**29
+
+
+class CallInFlight:
+    """How far one attempt has come, for whoever has to judge it when its time is up.
+
+    `left`: something of it was sent, so it may have been done.
+    """
+
+    __slots__ = ("left", "link", "sent_at")
+
+    def __init__(self) -> None:
+        self.left = False
+        self.link: Link | None = None
+        self.sent_at = 0.0
+
+
+class ServiceChannel:
+    """All connections to one participant. The constructor does no I/O.
+
+    `on_disconnect` is called when the last connection has gone: what comes back may be another version.
+    """
+
+    def __init__(self, settings: ServiceSettings, limits: PoolLimits, on_disconnect: Callable[[], None]) -> None:
+        self.settings = settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.authority = f"{host}:{settings.port}"
+        self.scheme = "https" if settings.tls else "http"
+        self._limits = limits
+        self._on_disconnect = on_disconnect
+        self._links: list[Link] = []
+        self._connecting: SingleFlight[Link] = SingleFlight(self._connect, self._connecting_ended)
+        self._retry_at = -math.inf
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._tls: ssl.SSLContext | None = None
+        self._closed = False
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._links)
+
+    async def unary(
+        self,
+        headers: list[Header],
+        metadata: list[Header],
+        request: bytes,
+        *,
+        deadline: float,
+        answer_limit: int,
+        progress: CallInFlight,
+    ) -> Reply:
+        """Makes one call; `deadline` (Trio's clock) is told to the participant, keeping it is the caller's. Raises
+        `Lost`. Cancelled: the stream is reset before it returns, and the other calls do not notice."""
+        link = self._link_with_room() or await self._wait_for_link()
+        link.in_flight += 1
+        progress.link = link
+        progress.sent_at = now = trio.current_time()
+        exchange = link.exchange(answer_limit)
+        timeout = ("grpc-timeout", encode_timeout(deadline - now))
+        try:
+            return await exchange.run([*headers, timeout, *metadata], request)
+        finally:
+            progress.left = exchange.left
+            self._give_back(link)
+
+    def _link_with_room(self) -> Link | None:
+        best, most = None, 0
+        for link in self._links:
+            room = link.room
+            if room > most:
+                best, most = link, room
+        return best
+
+    async def _wait_for_link(self) -> Link:
+        while True:
+            if self._closed:
+                raise not_done("UNAVAILABLE", "this worker is shutting down")
+            link = self._link_with_room()
+            if link is not None:
+                return link
+            connecting = self._connecting
+            usable = sum(not link.leaving and link.suspected_at is None for link in self._links)
+            # With calls to wait for, a peer that takes no further connection is asked again only after a while.
+            if not usable or (usable < self._limits.max_connections and trio.current_time() >= self._retry_at):
+                connecting.start()
+            runs = connecting.runs
+            # Whoever is woken looks again: a call that came meanwhile may have taken the place.
+            await self._waiting.park()
+            if not self._links and connecting.runs != runs and connecting.failure is not None:
+                raise self._lost_connecting(connecting.failure)
+
+    def _connecting_ended(self) -> None:
+        if self._connecting.failure is not None:
+            self._retry_at = trio.current_time() + _PAUSE_AFTER_FAILED_EXTRA_SECS
+        self._waiting.unpark_all()
+
+    def _lost_connecting(self, error: Exception) -> Lost:
+        if isinstance(error, RunCancelled):
+            return not_done("UNAVAILABLE", "this worker is shutting down")
+        return failed_before_leaving(error, f"connecting to {self.authority}")
+
+    def _give_back(self, link: Link) -> None:
+        link.in_flight -= 1
+        link.retire_after(self._limits.calls_per_connection)
+        link.close_if_idle()
+        self._waiting.unpark()
+
+    def _changed(self) -> None:
+        """Some link takes more or fewer calls than before, or is gone."""
+        had = bool(self._links)
+        self._links = [link for link in self._links if not link.closed]
+        if had and not self._links:
+            self._on_disconnect()
+        self._waiting.unpark_all()
+
+    async def _connect(self) -> Link:
+        """In asyncio: one connection attempt; the link is in the pool when it returns."""
+        settings = self.settings
+        context = self.tls_context()
+        async with asyncio.timeout(self._limits.connect_timeout_secs):
+            _, link = await running_loop().create_connection(
+                lambda: Link(self._changed, self._limits.ping_timeout_secs),
+                settings.host,
+                settings.port,
+                ssl=context,
+                server_hostname=(settings.tls.server_name or settings.host) if settings.tls else None,
+                happy_eyeballs_delay=0.25,
+            )
+        self._links.append(link)
+        return link
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context of this participant, read from its files once; None: cleartext. Raises OSError, ssl.SSLError."""
+        if self.settings.tls is not None and self._tls is None:
+            self._tls = _tls_context(self.settings.tls)
+        return self._tls
+
+    async def aclose(self) -> None:
+        """Ends everything: calls in flight become in doubt, later ones are refused here."""
+        self._closed = True
+        self._connecting.cancel()
+        for link in list(self._links):
+            link.abandon("this worker is shutting down")
+        self._changed()
+        with trio.CancelScope(shield=True):
+            # Transports close in a callback of the loop; one left to the garbage collector warns.
+            await run_aio(asyncio.sleep(0))
+
+
+def _tls_context(tls: ServiceTls) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=tls.ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    if tls.cert_file is not None:
+        context.load_cert_chain(tls.cert_file, tls.key_file)
+    return context

@@ -1,0 +1,462 @@
+"""One HTTP/2 connection to a participant, and one unary call on it, in Trio terms.
+
+grpclib's protocol classes speak HTTP/2 on the asyncio transport; what is new here is the caller's side. Their events
+arrive as plain function calls in the loop's task, so an exchange needs no asyncio task of its own: it writes its
+frames, parks its Trio task and is rescheduled once, when the answer is whole or lost. That is what makes a call cheap,
+makes a cancel reset the stream at once, and lets an answer be refused before it is held in memory.
+
+What grpclib does otherwise and participants need differently is overridden in `_Events` and `Link`, each with its
+reason: graceful GOAWAY, REFUSED_STREAM, unknown frames, non-ASCII headers.
+
+Choosing a connection is `channels.py`; what a status means is `outcomes.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import msgspec
+import trio
+from grpclib.config import Configuration
+from grpclib.protocol import AbstractHandler, Connection, EventsProcessor, H2Protocol, Stream
+from h2.config import H2Configuration
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, Event, PingAckReceived, RemoteSettingsChanged, ResponseReceived, StreamReset
+from h2.exceptions import ProtocolError as Http2Error
+from hyperframe.frame import Frame, GoAwayFrame
+
+from bridge import running_loop
+from rpc.outcomes import Lost, in_doubt, lost_by_reset, not_done
+
+log = logging.getLogger("saga.rpc")
+
+Header = tuple[str, str]
+
+STREAMS_BEFORE_SETTINGS = 100
+"""How many calls are sent before the peer has said how many it takes: a grpclib server's limit, and grpc-go's guess."""
+
+PREFIX_BYTES = 5
+"""Of a gRPC message: a flag (compressed) and the length, big endian."""
+
+KEEPALIVE_SECS = 330.0
+"""Between pings on a connection with calls in flight. grpc servers drop a client that pings more often than every 300 s
+without data ("too_many_pings"), so this cannot be shorter; what must be noticed sooner is noticed by TCP keepalive
+(a host that is gone) and by the ping after a silent deadline (a process that is frozen, `Link.suspect`)."""
+
+HTTP2_CONFIG = H2Configuration(
+    client_side=True,
+    # Participants may put any byte into a header; latin-1 takes them all where ascii would raise and, in grpclib, take
+    # the connection and everybody else's calls down.
+    header_encoding="latin-1",
+    validate_inbound_headers=False,
+    validate_outbound_headers=False,
+    normalize_inbound_headers=False,
+    normalize_outbound_headers=False,
+)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the participant answered: response headers, trailers (empty: it was trailers-only) and the message, None if
+    there was none."""
+
+    headers: dict[str, str]
+    trailers: dict[str, str]
+    body: bytes | None
+
+
+class _Signal:
+    """What grpclib takes for an `asyncio.Event`: it only ever calls `set`."""
+
+    __slots__ = ("set",)
+
+    def __init__(self, on_set: Callable[[], object]) -> None:
+        self.set = on_set
+
+
+def _nothing() -> None:
+    return None
+
+
+class _Body:
+    """Collects the one message of an answer; what is over the limit is refused when its length is seen."""
+
+    __slots__ = ("_exchange", "_limit", "_need", "data")
+
+    def __init__(self, exchange: UnaryExchange, limit: int) -> None:
+        self._exchange = exchange
+        self._limit = limit
+        self._need = 0
+        self.data = bytearray()
+
+    def add(self, data: bytes, flow_controlled_bytes: int) -> None:
+        """Called by grpclib for every DATA frame."""
+        exchange = self._exchange
+        # Acknowledged at once: the limit, not the flow-control window, bounds what one answer may occupy.
+        exchange.acknowledge(flow_controlled_bytes)
+        if exchange.ended:
+            return
+        self.data += data
+        if not self._need:
+            if len(self.data) < PREFIX_BYTES:
+                return
+            if self.data[0]:
+                exchange.fail(in_doubt("INTERNAL", "the answer is compressed, which was not offered", permanent=True))
+                return
+            length = int.from_bytes(self.data[1:PREFIX_BYTES], "big")
+            if length > self._limit:
+                exchange.fail(
+                    in_doubt(
+                        "RESOURCE_EXHAUSTED",
+                        f"the answer has {length} bytes, the limit is {self._limit}",
+                        permanent=True,
+                    )
+                )
+                return
+            self._need = PREFIX_BYTES + length
+        if len(self.data) > self._need:
+            exchange.fail(in_doubt("INTERNAL", "the answer holds more than one message", permanent=True))
+
+    def eof(self) -> None:
+        """Called by grpclib at END_STREAM; the exchange learns it from `__ended__`."""
+
+    def unacked_size(self) -> int:
+        """Asked by grpclib when the stream is given back."""
+        return 0
+
+    def message(self) -> bytes | None:
+        """The whole message; None: there was none. Raises `Lost` where it broke off."""
+        if not self.data:
+            return None
+        if len(self.data) != self._need:
+            raise in_doubt("INTERNAL", "the answer ends in the middle of its message")
+        return bytes(self.data[PREFIX_BYTES:])
+
+
+class UnaryExchange:
+    """One call on one `Link`: a request, and an answer or the reason there is none.
+
+    To grpclib's events it is a stream: they set `headers` and `trailers`, add to `buffer` and call `__ended__` and
+    `__terminated__`. Not a subclass of grpclib's, whose queue and events belong to an asyncio task; the caller's Trio
+    task waits in `_park`. `left`: something of the call is on the wire.
+    """
+
+    def __init__(self, link: Link, answer_limit: int) -> None:
+        self._link = link
+        self._connection = link.connection
+        self._h2 = link.connection._connection
+        self._transport = link.connection._transport
+        self.id = 0
+        self.data_received = 0
+        self.headers: Iterable[Header] | None = None
+        self.trailers: Iterable[Header] | None = None
+        self.headers_received = self.trailers_received = _Signal(_nothing)
+        self.window_updated = _Signal(self.wake)
+        self.buffer = _Body(self, answer_limit)
+        self.ended = False
+        self.left = False
+        self._failure: Lost | None = None
+        self._task: trio.lowlevel.Task | None = None
+        self._give_back: Callable[[], None] | None = None
+
+    # --- what grpclib's events call ---
+
+    def acknowledge(self, flow_controlled_bytes: int) -> None:
+        if flow_controlled_bytes:
+            # No flush: `H2Protocol.data_received` flushes after each chunk.
+            self._h2.acknowledge_received_data(flow_controlled_bytes, self.id)
+
+    def __ended__(self) -> None:
+        self.ended = True
+        self.wake()
+
+    def __terminated__(self, reason: str) -> None:
+        self.fail(in_doubt("UNAVAILABLE", f"the connection to the participant was lost: {reason}"))
+
+    def fail(self, failure: Lost) -> None:
+        """Ends the exchange unless it has ended; a whole answer is never overridden by what comes after it."""
+        if not self.ended:
+            self.ended = True
+            self._failure = failure
+            self.wake()
+
+    def wake(self) -> None:
+        """Lets the caller's task look again."""
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+    # --- the caller's side ---
+
+    def open(self, headers: list[Header], request: bytes) -> int:
+        """Sends the request headers and as much of the request as fits now; returns the bytes sent of it."""
+        h2 = self._h2
+        stream_id = h2.get_next_available_stream_id()
+        h2.send_headers(stream_id, headers)
+        self.id = stream_id
+        self.left = True
+        self._give_back = self._link.processor.register(cast(Stream, self))
+        return self.push(request, 0)
+
+    def push(self, request: bytes, offset: int) -> int:
+        """Sends what fits of `request` from `offset`; returns the new offset."""
+        h2, total = self._h2, len(request)
+        while offset < total and self._connection.write_ready.is_set():
+            room = min(h2.local_flow_control_window(self.id), h2.max_outbound_frame_size)
+            if room <= 0:
+                break
+            chunk = request[offset : offset + room]
+            offset += len(chunk)
+            h2.send_data(self.id, chunk, end_stream=offset == total)
+        self._transport.write(h2.data_to_send())
+        return offset
+
+    async def run(self, headers: list[Header], request: bytes) -> Reply:
+        """Makes the call. Raises `Lost`; cancelled, it resets the stream before it returns."""
+        message = b"\x00" + len(request).to_bytes(4, "big") + request
+        try:
+            try:
+                sent = self.open(headers, message)
+                while not self.ended:
+                    await self._park()
+                    if sent < len(message) and not self.ended:
+                        sent = self.push(message, sent)
+            except Http2Error as error:
+                # The stream or connection was closed between two events; a reason that came before is better.
+                reason = f"the connection broke off: {error or type(error).__name__}"
+                self.fail(in_doubt("UNAVAILABLE", reason) if self.left else not_done("UNAVAILABLE", reason))
+            if self._failure is not None:
+                raise self._failure
+            return self._reply()
+        finally:
+            self._close()
+
+    async def _park(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _reply(self) -> Reply:
+        if self.headers is None:
+            raise in_doubt("INTERNAL", "the participant ended the call without headers")
+        return Reply(dict(self.headers), dict(self.trailers or ()), self.buffer.message())
+
+    def _close(self) -> None:
+        """Resets the stream if it is still open, and gives its place back."""
+        if not self.left:
+            return
+        self.ended = True
+        stream = self._h2.streams.get(self.id)
+        if stream is not None and not stream.closed and not self._link.closed and not self._transport.is_closing():
+            self._h2.reset_stream(self.id, error_code=ErrorCodes.CANCEL)
+            # Written even while the transport is full: a reset is 13 bytes, and the participant should stop now.
+            self._transport.write(self._h2.data_to_send())
+        if self._give_back is not None:
+            self._give_back()
+
+
+class _Events(EventsProcessor):
+    """grpclib's event table, but each stream learns its own fate exactly."""
+
+    def __init__(self, handler: AbstractHandler, connection: Connection, link: Link) -> None:
+        super().__init__(handler, connection)
+        self._link = link
+
+    def exchange(self, stream_id: int | None) -> UnaryExchange | None:
+        """The call on this stream, if it is still waited for."""
+        return cast("UnaryExchange | None", self.streams.get(stream_id or 0))
+
+    def exchanges(self) -> list[UnaryExchange]:
+        """The calls in flight."""
+        return cast("list[UnaryExchange]", list(self.streams.values()))
+
+    def process(self, event: Event) -> None:
+        # grpclib raises for events it has no row for (an unknown frame type, a 1xx answer), which would close the
+        # connection. HTTP/2 says: ignore them.
+        if event.__class__ in getattr(self, "processors", ()):
+            super().process(event)
+
+    def process_response_received(self, event: ResponseReceived) -> None:
+        super().process_response_received(event)
+        self._link.last_answered = trio.current_time()
+
+    def process_stream_reset(self, event: StreamReset) -> None:
+        exchange = self.exchange(event.stream_id)
+        if exchange is not None:
+            exchange.fail(
+                lost_by_reset(event.error_code)
+                if event.remote_reset
+                else in_doubt("INTERNAL", "the participant broke the HTTP/2 protocol on this stream")
+            )
+        self.connection.streams_failed += 1
+
+    def process_connection_terminated(self, event: ConnectionTerminated) -> None:
+        self._link.go_away(event)
+
+    def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
+        super().process_remote_settings_changed(event)
+        self._link.settled = True
+        self._link.on_change()
+
+    def process_ping_ack_received(self, event: PingAckReceived) -> None:
+        super().process_ping_ack_received(event)
+        self._link.suspected_at = None
+
+
+class _Closed(AbstractHandler):
+    """Tells the link that its connection is gone."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+
+    def accept(self, stream: Stream, headers: Any, release_stream: Callable[[], None]) -> None:
+        """Servers do not open streams to us: push is off."""
+
+    def cancel(self, stream: Stream) -> None:
+        """The stream itself has been told."""
+
+    def close(self) -> None:
+        if self.link is not None:
+            self.link.closed = True
+            self.link.on_change()
+
+
+class Link(H2Protocol):
+    """One connection. `on_change` is called whenever it may take more or fewer calls than before, or is gone.
+
+    `closed`: nothing can be sent. `leaving`: calls in flight may finish, new ones go elsewhere. `suspected_at`: when a
+    ping was sent because the peer may be frozen; None: it is not suspected.
+    """
+
+    processor: _Events
+
+    def __init__(self, on_change: Callable[[], None], ping_timeout_secs: float) -> None:
+        handler = _Closed()
+        super().__init__(
+            handler,
+            Configuration(
+                _keepalive_time=KEEPALIVE_SECS,
+                _http2_max_pings_without_data=0,
+                _http2_min_sent_ping_interval_without_data=KEEPALIVE_SECS - 10,
+            ).__for_client__(),
+            HTTP2_CONFIG,
+        )
+        handler.link = self
+        self.on_change = on_change
+        self.closed = False
+        self.leaving = False
+        self.settled = False
+        self.in_flight = 0
+        self.suspected_at: float | None = None
+        self.last_heard = self.last_answered = -math.inf
+        self._last_ping = -math.inf
+        self._ping_timeout_secs = ping_timeout_secs
+
+    def exchange(self, answer_limit: int) -> UnaryExchange:
+        """A call to be made on this connection; its answer may have `answer_limit` bytes."""
+        return UnaryExchange(self, answer_limit)
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.processor = _Events(self.handler, self.connection, self)
+        # h2 closes its state machine at GOAWAY, and with it the streams the peer still means to answer: a participant
+        # that restarts gracefully would leave every call in flight in doubt. We only note it.
+        self.connection._connection._frame_dispatch_table[GoAwayFrame] = _note_goaway
+        _watch_with_tcp(transport.get_extra_info("socket"))
+        self.last_heard = trio.current_time()
+
+    def data_received(self, data: bytes) -> None:
+        self.last_heard = trio.current_time()
+        if self.suspected_at is not None:
+            self.suspected_at = None
+            self.on_change()
+        if self.closed:
+            return  # grpclib takes its connection apart at close; later chunks have nowhere to go
+        try:
+            super().data_received(data)
+        except Exception as error:  # noqa: BLE001  (whatever a peer can provoke in the parser ends this connection only)
+            if not self.closed:
+                log.warning("rpc.connection_broken error=%r", error)
+                self.abandon(f"unreadable HTTP/2: {error!r}")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        for exchange in self.processor.exchanges():
+            exchange.wake()
+
+    def go_away(self, event: ConnectionTerminated) -> None:
+        """The peer takes no new calls. Those it says it has not looked at are not done; the others may finish."""
+        self.leaving = True
+        last = event.last_stream_id if event.last_stream_id is not None else 0
+        code = getattr(event.error_code, "name", event.error_code)
+        for exchange in self.processor.exchanges():
+            if exchange.id > last:
+                exchange.fail(not_done("UNAVAILABLE", f"the participant goes away ({code}) and did not take the call"))
+        self.on_change()
+        self.close_if_idle()
+
+    @property
+    def room(self) -> int:
+        """How many more calls it takes now."""
+        if self.closed or self.leaving or self.suspected_at is not None or self.connection.is_closing():
+            return 0
+        most = self.connection._connection.remote_settings.max_concurrent_streams
+        return int(min(most, STREAMS_BEFORE_SETTINGS) if not self.settled else most) - self.in_flight
+
+    def retire_after(self, calls: int) -> None:
+        """Stream ids end at 2^31: past `calls` calls this connection takes no more."""
+        if (self.connection._connection.highest_outbound_stream_id + 1) // 2 >= calls:
+            self.leaving = True
+
+    def close_if_idle(self) -> None:
+        if self.leaving and not self.in_flight and not self.closed:
+            self.abandon("no longer needed")
+
+    def abandon(self, reason: str) -> None:
+        """Closes the connection; calls in flight are in doubt."""
+        self.processor.close(reason)
+
+    def suspect_if_silent(self, since: float) -> None:
+        """A deadline has passed on this link. If nothing at all was heard `since` the call began, the peer may be
+        frozen: it is sent one ping, takes no new calls until something is heard, and is given up if nothing is.
+
+        Not more often than servers allow without data between (see `KEEPALIVE_SECS`).
+        """
+        now = trio.current_time()
+        if self.closed or self.suspected_at is not None or self.last_heard > since:
+            return
+        if now - self._last_ping < KEEPALIVE_SECS and self._last_ping > self.last_answered:
+            return
+        self.suspected_at = self._last_ping = now
+        self.connection._connection.ping(b"suspect!")
+        self.connection.flush()
+        running_loop().call_later(self._ping_timeout_secs, self._abandon_if_silent)
+
+    def _abandon_if_silent(self) -> None:
+        if self.suspected_at is not None and not self.closed:
+            log.warning("rpc.peer_frozen silent_since=%.1f", self.last_heard)
+            self.abandon("the participant does not answer pings")
+
+
+def _note_goaway(frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+    event = ConnectionTerminated()
+    event.error_code = frame.error_code
+    event.last_stream_id = frame.last_stream_id
+    event.additional_data = frame.additional_data or None
+    return [], [event]
+
+
+def _watch_with_tcp(sock: Any) -> None:
+    """Has the kernel notice a host that is gone within about 45 s, which costs the participant's pings nothing."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 5), ("TCP_USER_TIMEOUT", 45_000)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -1,0 +1,258 @@
+"""Which services and methods a participant has, and the messages they take: its catalog.
+
+Read from the participant by server reflection (v1, then v1alpha) or from a descriptor-set file. A catalog is a value:
+it is replaced whole, never changed. What is read is untrusted: bounded in size and time, and whatever does not build
+is a failed lookup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from typing import Any
+
+import msgspec
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from grpclib.client import Channel, Handler
+from grpclib.config import Configuration
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from grpclib.protocol import H2Protocol
+from grpclib.reflection.v1 import reflection_grpc as v1_grpc
+from grpclib.reflection.v1 import reflection_pb2 as v1
+from grpclib.reflection.v1alpha import reflection_grpc as v1alpha_grpc
+from grpclib.reflection.v1alpha import reflection_pb2 as v1alpha
+
+from rpc.outcomes import clean_text, failed_before_leaving, not_done
+
+log = logging.getLogger("saga.rpc")
+
+LOOKUP_SECS = 10.0
+"""How long a participant may take to describe itself; grpcio and grpclib need milliseconds."""
+
+MAX_DESCRIPTION_BYTES = 64 * 2**20
+"""How much a participant may send to describe itself. A guess: a thousand times what a large API needs."""
+
+_PLUMBING = ("grpc.reflection.", "grpc.health.", "grpc.channelz.")
+"""Services that are there for operators; not offered in messages, and reflection itself is not looked up."""
+
+
+class Catalog:
+    """The services of one participant and, through `pool`, their messages.
+
+    `services`: by full name; None where the participant names a service it cannot describe.
+    """
+
+    def __init__(self, files: dict[str, bytes], names: list[str]) -> None:
+        self.files = files
+        self.pool = _build_pool(files)
+        self.services: dict[str, ServiceDescriptor | None] = {}
+        for name in names:
+            try:
+                self.services[name] = self.pool.FindServiceByName(name)
+            except KeyError:
+                self.services[name] = None
+
+    def method(self, wanted: str) -> MethodDescriptor:
+        """The unary method that `Service.Method` or `pkg.Service.Method` means. Raises `Lost` (not done, permanent)
+        with a message that lists what there is."""
+        service_name, _, method_name = wanted.rpartition(".")
+        matches = [name for name in self.services if name == service_name]
+        if not matches and "." not in service_name:
+            matches = [name for name in self.services if name.rpartition(".")[2] == service_name]
+        if not matches:
+            raise self._no_such(f"no service {service_name}")
+        if len(matches) > 1:
+            raise self._no_such(f"{service_name} is ambiguous: {', '.join(sorted(matches))}; write the full name")
+        service = self.services[matches[0]]
+        if service is None:
+            raise self._no_such(f"the participant does not describe its service {matches[0]}")
+        method = service.methods_by_name.get(method_name)
+        if method is None:
+            raise self._no_such(f"no method {method_name} in {service.full_name}")
+        if method.client_streaming or method.server_streaming:
+            raise self._no_such(f"{method.full_name} is a streaming method, a step needs a unary one")
+        return method
+
+    def _no_such(self, what: str) -> Exception:
+        return not_done("UNIMPLEMENTED", clean_text(f"{what}. The participant offers {self._offer()}"), permanent=True)
+
+    def _offer(self) -> str:
+        offered = [
+            f"{name} ({', '.join(sorted(service.methods_by_name))})" if service is not None else name
+            for name, service in sorted(self.services.items())
+            if not name.startswith(_PLUMBING)
+        ]
+        return "; ".join(offered) or "no services"
+
+
+def _build_pool(files: dict[str, bytes]) -> descriptor_pool.DescriptorPool:
+    """All files, each after those it imports. Raises TypeError, ValueError where they do not fit together."""
+    pool = descriptor_pool.DescriptorPool()
+    started: set[str] = set()
+    added: set[str] = set()
+    # Depth first without recursion: a chain of imports may be longer than Python's stack.
+    stack = [(name, False) for name in files]
+    while stack:
+        name, imports_added = stack.pop()
+        if name in added:
+            continue
+        if imports_added:
+            pool.AddSerializedFile(files[name])
+            added.add(name)
+            continue
+        if name in started:
+            raise ValueError(f"{name} imports itself by way of others")
+        started.add(name)
+        stack.append((name, True))
+        stack.extend((item, False) for item in FileDescriptorProto.FromString(files[name]).dependency)
+    return pool
+
+
+def catalog_from_descriptor_set(content: bytes) -> Catalog:
+    """From what `protoc --include_imports --descriptor_set_out` writes. Raises ValueError."""
+    try:
+        described = FileDescriptorSet.FromString(content)
+        files = {file.name: file.SerializeToString() for file in described.file}
+        for name in [item for file in described.file for item in file.dependency if item not in files]:
+            files |= _well_known(name)
+        names = [
+            f"{file.package}.{service.name}" if file.package else service.name
+            for file in described.file
+            for service in file.service
+        ]
+        return Catalog(files, names)
+    except Exception as error:
+        raise ValueError(f"not a usable descriptor set (written with --include_imports?): {error}") from error
+
+
+def _well_known(name: str) -> dict[str, bytes]:
+    """`google/protobuf/…` from the runtime, with its imports. Raises KeyError for any other file."""
+    found: dict[str, bytes] = {}
+    todo = [name]
+    while todo:
+        file = FileDescriptorProto()
+        descriptor_pool.Default().FindFileByName(todo.pop()).CopyToProto(file)
+        found[file.name] = file.SerializeToString()
+        todo += [item for item in file.dependency if item not in found]
+    return found
+
+
+class _Version(msgspec.Struct, frozen=True):
+    name: str
+    messages: Any
+    stub: Any
+
+
+_VERSIONS = (
+    _Version("v1", v1, v1_grpc.ServerReflectionStub),
+    _Version("v1alpha", v1alpha, v1alpha_grpc.ServerReflectionStub),
+)
+
+
+async def catalog_by_reflection(
+    host: str, port: int, *, tls: ssl.SSLContext | None = None, server_name: str | None = None
+) -> Catalog:
+    """Asyncio-flavoured: asks the participant for all it has, on a connection of its own.
+
+    Raises `Lost` (not done): permanent if the participant has no reflection, else worth another try.
+    """
+    channel = _LookupChannel(
+        host, port, ssl=tls, config=Configuration(ssl_target_name_override=server_name or host if tls else None)
+    )
+    where = f"asking {host}:{port} for its methods"
+    try:
+        async with asyncio.timeout(LOOKUP_SECS):
+            for version in _VERSIONS:
+                try:
+                    files, names = await _read_all(channel, version)
+                except GRPCError as error:
+                    if _means_not_offered(error):
+                        continue
+                    raise
+                return Catalog(files, names)
+    except Exception as error:
+        raise failed_before_leaving(error, where) from error
+    finally:
+        channel.close()
+    raise not_done(
+        "UNIMPLEMENTED",
+        f"{host}:{port} has no server reflection: give its service a descriptor_set, or codec: json",
+        permanent=True,
+    )
+
+
+def _means_not_offered(error: GRPCError) -> bool:
+    if error.status is Status.UNIMPLEMENTED:
+        return True
+    # A grpclib server's UNIMPLEMENTED has no content-type, which grpclib's client reports as this instead.
+    return error.status is Status.UNKNOWN and "content-type" in (error.message or "")
+
+
+class _NoDescription(Exception):
+    """The participant answered a question of ours with an error."""
+
+
+async def _read_all(channel: Channel, version: _Version) -> tuple[dict[str, bytes], list[str]]:
+    files: dict[str, bytes] = {}
+    async with version.stub(channel).ServerReflectionInfo.open() as stream:
+
+        async def ask(**question: str) -> Any:
+            await stream.send_message(version.messages.ServerReflectionRequest(**question))
+            answer = await stream.recv_message()
+            if answer is None:
+                await stream.recv_trailing_metadata()  # raises the status, if it is one
+                raise GRPCError(Status.UNAVAILABLE, "the reflection stream ended early")
+            if answer.HasField("error_response"):
+                raise _NoDescription(answer.error_response.error_message)
+            return answer
+
+        async def fetch(**question: str) -> list[str]:
+            """Keeps the files of the answer; returns the names of those they import."""
+            imports: list[str] = []
+            for content in (await ask(**question)).file_descriptor_response.file_descriptor_proto:
+                file = FileDescriptorProto.FromString(content)
+                if file.name not in files:
+                    files[file.name] = content
+                    imports += file.dependency
+            return imports
+
+        names = [item.name for item in (await ask(list_services="")).list_services_response.service]
+        todo: list[str] = []
+        for name in names:
+            if not name.startswith("grpc.reflection."):
+                with contextlib.suppress(_NoDescription):
+                    todo += await fetch(file_containing_symbol=name)
+        while todo:
+            wanted = todo.pop()
+            if wanted in files:
+                continue
+            try:
+                todo += await fetch(file_by_filename=wanted)
+            except _NoDescription:
+                # Some servers leave the well-known types out; ours are the same.
+                files |= _well_known(wanted)
+        await stream.end()
+    return files, names
+
+
+class _LookupChannel(Channel):
+    """A connection that ends itself when the participant sends more than a description can be."""
+
+    def _protocol_factory(self) -> H2Protocol:
+        return _BoundedProtocol(Handler(), self._config, self._h2_config)
+
+
+class _BoundedProtocol(H2Protocol):
+    _received = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > MAX_DESCRIPTION_BYTES:
+            self.processor.close(f"the description is over {MAX_DESCRIPTION_BYTES} bytes")
+        else:
+            super().data_received(data)
