@@ -1,0 +1,63 @@
+# Everything runs in .venv, made on first use. Other interpreter: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# The constraints hold for what builds the package too; pip reads one name or the other, by its version.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format proto bench
+
+help:
+	@echo "make demo     run three orders against three sample services; stays up until Ctrl-C"
+	@echo "              (ARGS=--once: exit when they have ended)"
+	@echo "make test     run all tests (ARGS=tests/saga: some)"
+	@echo "make lint     ruff and mypy"
+	@echo "make format   lay out the code"
+	@echo "make proto    generate the Python of the .proto files"
+	@echo "make bench    measure, and print a table"
+
+demo: $(VENV)/.runtime
+	@$(BIN)/python -m demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(VENV)/.dev
+	$(BIN)/python -m server.protogen
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --plugin=protoc-gen-grpclib_python=$(BIN)/protoc-gen-grpclib_python \
+		--python_out=. --pyi_out=. --grpclib_python_out=. demo/proto/orders.proto
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench $(ARGS)
+
+# The stamps say what is installed; a change of pyproject.toml or of a pinned version installs again.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) \
+		else f"saga runs on Python 3.11 to 3.13, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "Installing what the product needs into $(VENV) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "Installing what the product and its tests need into $(VENV) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.runtime $@
