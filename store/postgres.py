@@ -34,8 +34,9 @@ from store.rows import CreateRow, MoveRow
 T = TypeVar("T")
 
 MOVE_LANES = 1
-"""Lanes for moves, by hash of the saga's id. A second one overlaps one lane's commit with the other's work, but halves
-the batches; see `bench/`."""
+"""Lanes for moves, by the saga's id. Measured with two: no more moves a second from 100 callers, 1.4 times as many from
+400, for half again the work of this process a move (43 us instead of 28) where batches get half as long. This process
+is what runs out first, so one."""
 
 EXCHANGE_SECS = 30.0
 """How long one exchange may take, the server's own work included, before it counts as lost. Far above any batch."""
@@ -165,9 +166,12 @@ class PostgresStore:
 
     async def _read(self, say: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
         async def body() -> T:
-            async with asyncio.timeout(EXCHANGE_SECS), self._pool.acquire() as connection:
-                result = await say(connection)
-            return result
+            async with asyncio.timeout(EXCHANGE_SECS):
+                connection = await self._pool.acquire()
+                try:
+                    return await say(connection)
+                finally:
+                    await self._pool.release(connection)
 
         with translated():
             return await run_aio(body())
@@ -177,7 +181,8 @@ class PostgresStore:
         (A claim that was cut off would own sagas nobody knows of.)"""
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=True):
-            return await run_aio(self._single_writes.exchange(say))
+            answer = await run_aio(self._single_writes.exchange(say))
+        return answer  # noqa: RET504  a scope may swallow, in mypy's eyes: a return inside it would not count
 
     # --- the lanes' work ----------------------------------------------------------------------------------------------
 
