@@ -15,12 +15,25 @@ from typing import Any
 
 from grpclib.const import Status
 from grpclib.protocol import H2Protocol, Stream
-from grpclib.server import Server
+from grpclib.server import Handler, Server
 
 LAST_REPLY_SECS = 0.1
 """Between the last reply and GOAWAY: a grpclib client that reads both in one chunk throws the reply away."""
 CLOSE_SECS = 2.0
 """How long a connection may take to flush what is still to be sent before it is cut. A guess."""
+
+
+class _RefusingHandler(Handler):
+    """The calls of one connection; while `refusing`, new ones get UNAVAILABLE."""
+
+    refusing = False
+
+    def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]) -> None:
+        if self.refusing:
+            # Kept with the other tasks: a reset of the stream looks for it there.
+            self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream))
+        else:
+            super().accept(stream, headers, release_stream)
 
 
 class DrainingServer(Server):
@@ -34,23 +47,16 @@ class DrainingServer(Server):
     @property
     def port(self) -> int:
         """The port it listens on, also when it was started with 0."""
-        assert self._server is not None
+        assert isinstance(self._server, asyncio.base_events.Server)
         return int(self._server.sockets[0].getsockname()[1])
 
     def _protocol_factory(self) -> H2Protocol:
-        protocol = super()._protocol_factory()
+        self.__gc_step__()
+        handler = _RefusingHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        handler.refusing = self._refusing  # a connection may still come out of the backlog while we drain
+        self._handlers.add(handler)
+        protocol = H2Protocol(handler, self._config, self._h2_config)
         self._protocols.add(protocol)
-        handler = protocol.handler
-        accept = handler.accept
-
-        def accept_or_refuse(stream: Stream, headers: list[tuple[str, str]], release: Callable[[], Any]) -> None:
-            if self._refusing:
-                # Kept with the handler's own tasks: a reset of the stream looks for it there.
-                handler._tasks[stream] = asyncio.ensure_future(_refuse(stream, release))
-            else:
-                accept(stream, headers, release)
-
-        handler.accept = accept_or_refuse
         return protocol
 
     def _calls(self) -> list[asyncio.Task[None]]:
@@ -60,6 +66,9 @@ class DrainingServer(Server):
         """Stops: no new connection, new calls get UNAVAILABLE, running calls have `grace_secs`, then all is closed."""
         assert self._server is not None
         self._refusing = True
+        for handler in self._handlers:
+            assert isinstance(handler, _RefusingHandler)
+            handler.refusing = True
         self._server.close()
         if calls := self._calls():
             await asyncio.wait(calls, timeout=grace_secs)

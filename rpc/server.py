@@ -36,6 +36,7 @@ from rpc.server_errors import ShuttingDown, failure
 from saga.drain import Drain
 from saga.errors import Detail, SagaError, Unavailable
 from saga.meter import Meter
+from saga.model import SagaStatus
 from saga.ports import SagaFilter
 from saga.request_id import request_id
 from saga.service import MAX_WAIT_SECS, SagaService, StartSaga, Watch
@@ -177,8 +178,9 @@ class Servicer(SagaServiceBase):
                 traceparent=caller.traceparent,
             ),
         )
+        # A replay is answered as the first request was, however far the saga has come since.
         return pb.StartSagaResponse(
-            saga_id=started.saga.saga_id, status=started.saga.status.value, replayed=started.replayed
+            saga_id=started.saga.saga_id, status=SagaStatus.STARTED.value, replayed=started.replayed
         )
 
     async def _get(self, request: pb.GetSagaRequest, caller: Caller) -> pb.GetSagaResponse:

@@ -321,6 +321,10 @@ class SagaService:
             raise NotFound(f"workflow not found: {name!r}")
         return await self._catalog.newest(name)
 
+    async def count_open(self) -> dict[SagaStatus, int]:
+        """How many sagas are in each non-final state, in the whole store."""
+        return await self._store.count_open()
+
     async def check_database(self) -> None:
         """Returns if the store answers; raises `Unavailable`."""
         await self._store.ping()

@@ -1,0 +1,310 @@
+"""The operations of the JSON API, one method each, and the table that says where they are found.
+
+Each parses a request with `parsing.py`, calls `SagaService` once and shapes the answer with `schema.py`. The table is
+what the routes, the OpenAPI document and the metrics' labels are made from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import trio
+
+from saga.drain import Drain
+from saga.errors import SagaError
+from saga.model import SagaStatus
+from saga.ports import SagaFilter
+from saga.service import SagaService, StartSaga
+from saga.uncancelled import uncancelled
+from web import schema
+from web.errors import envelope, headers_of, status_of
+from web.exchange import Reply, Request
+from web.parsing import parse_body, parse_query
+
+log = logging.getLogger("saga.web")
+
+BASE = "/api/v1"
+CHECK_SECS = 3.0
+"""How long one readiness check may take. A guess: shorter than the probes' usual patience."""
+
+Check = Callable[[], Awaitable[None]]
+"""Returns if a part is well; raises `SagaError` if not."""
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of the API. `replies` maps a status to the type of its body; `errors` are statuses it may fail with."""
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    handle: Callable[[Request], Awaitable[Reply]]
+    replies: Mapping[int, type]
+    query: type[msgspec.Struct] = schema.NoQuery
+    body: type[msgspec.Struct] | None = None
+    headers: Mapping[str, str] = {}
+    errors: tuple[int, ...] = ()
+    is_open: bool = False
+
+
+class Api:
+    """What HTTP clients can call. A failing one of `optional_checks` makes the process degraded, not unhealthy."""
+
+    def __init__(self, service: SagaService, drain: Drain, optional_checks: Mapping[str, Check]) -> None:
+        self._service = service
+        self._drain = drain
+        self._optional_checks = optional_checks
+        self.operations = self._table()
+
+    def _table(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                name="startSaga",
+                method="POST",
+                path=f"{BASE}/sagas",
+                summary="Start a saga; it is durable when this answers",
+                handle=self.start_saga,
+                body=schema.StartSagaBody,
+                headers={
+                    "Idempotency-Key": "at most 255 characters; the same key with the same body answers with the same"
+                    " saga and Idempotent-Replayed: true, with another body 409",
+                    "traceparent": "W3C trace context, passed on to the participants",
+                },
+                replies={201: schema.SagaAccepted},
+                errors=(400, 404, 409, 413, 503),
+            ),
+            Operation(
+                name="listSagas",
+                method="GET",
+                path=f"{BASE}/sagas",
+                summary="A page of sagas, newest first",
+                handle=self.list_sagas,
+                query=schema.ListSagasQuery,
+                replies={200: schema.SagaListView},
+                errors=(400, 503),
+            ),
+            Operation(
+                name="getSaga",
+                method="GET",
+                path=f"{BASE}/sagas/{{saga_id}}",
+                summary="A saga and what was done for it",
+                handle=self.get_saga,
+                query=schema.GetSagaQuery,
+                replies={200: schema.SagaDetailView},
+                errors=(400, 404, 503),
+            ),
+            Operation(
+                name="cancelSaga",
+                method="POST",
+                path=f"{BASE}/sagas/{{saga_id}}/cancel",
+                summary="Ask for the cancellation, durably: what succeeded is compensated, the saga ends CANCELLED",
+                handle=self.cancel_saga,
+                replies={200: schema.Done},
+                errors=(400, 404, 409, 503),
+            ),
+            Operation(
+                name="compensateSaga",
+                method="POST",
+                path=f"{BASE}/sagas/{{saga_id}}/compensate",
+                summary="The same as cancel",
+                handle=self.cancel_saga,
+                replies={200: schema.Done},
+                errors=(400, 404, 409, 503),
+            ),
+            Operation(
+                name="retryCompensation",
+                method="POST",
+                path=f"{BASE}/sagas/{{saga_id}}/retry-compensation",
+                summary="Run the failed compensations of an ended saga again",
+                handle=self.retry_compensation,
+                replies={202: schema.SagaAccepted},
+                errors=(400, 404, 409, 503),
+            ),
+            Operation(
+                name="registerWorkflow",
+                method="POST",
+                path=f"{BASE}/workflows",
+                summary="Register a workflow, durably; a changed definition is the next version",
+                handle=self.register_workflow,
+                body=schema.RegisterWorkflowBody,
+                replies={201: schema.WorkflowRegistered},
+                errors=(400, 413, 503),
+            ),
+            Operation(
+                name="listWorkflows",
+                method="GET",
+                path=f"{BASE}/workflows",
+                summary="The newest version of every workflow",
+                handle=self.list_workflows,
+                replies={200: schema.WorkflowListView},
+                errors=(400, 503),
+            ),
+            Operation(
+                name="getWorkflow",
+                method="GET",
+                path=f"{BASE}/workflows/{{name}}",
+                summary="The newest version of one workflow, whole",
+                handle=self.get_workflow,
+                replies={200: schema.WorkflowView},
+                errors=(400, 404, 503),
+            ),
+            Operation(
+                name="healthz",
+                method="GET",
+                path="/healthz",
+                summary="The process answers",
+                handle=self.healthz,
+                replies={200: schema.Alive},
+                is_open=True,
+            ),
+            Operation(
+                name="readyz",
+                method="GET",
+                path="/readyz",
+                summary="Whether this process should be sent requests",
+                handle=self.readyz,
+                replies={200: schema.Readiness, 503: schema.Readiness},
+                is_open=True,
+            ),
+        )
+
+    # --- sagas --------------------------------------------------------------------------------------------------------
+
+    async def start_saga(self, request: Request) -> Reply:
+        parse_query(request.query, schema.NoQuery)
+        body = parse_body(request.body, request.header("Content-Type"), schema.StartSagaBody)
+        started = await uncancelled(
+            self._service.start,
+            StartSaga(
+                workflow_name=body.workflow_name,
+                payload=body.payload,
+                correlation_id=body.correlation_id,
+                initiated_by=body.initiated_by,
+                idempotency_key=request.header("Idempotency-Key"),
+                traceparent=request.header("traceparent"),
+            ),
+        )
+        saga_id = started.saga.saga_id
+        headers = {"Location": f"{BASE}/sagas/{saga_id}"}
+        if started.replayed:
+            headers["Idempotent-Replayed"] = "true"
+        # A replay is answered as the first request was, however far the saga has come since.
+        return _json(201, schema.SagaAccepted(saga_id=saga_id, status=SagaStatus.STARTED), headers)
+
+    async def list_sagas(self, request: Request) -> Reply:
+        query = parse_query(request.query, schema.ListSagasQuery)
+        page = await self._service.list_sagas(
+            SagaFilter(
+                workflow_name=query.workflow_name,
+                status=query.status,
+                correlation_id=query.correlation_id,
+                compensation_failed=None if query.compensation_failed is None else query.compensation_failed == "true",
+                created_after=query.created_after,
+                created_before=query.created_before,
+            ),
+            page=query.page,
+            page_size=query.page_size,
+            cursor=query.cursor,
+        )
+        return _json(200, schema.saga_list_view(page))
+
+    async def get_saga(self, request: Request) -> Reply:
+        query = parse_query(request.query, schema.GetSagaQuery)
+        saga_id = request.path_values["saga_id"]
+        with self._drain.ends_early() as scope:
+            detail = await self._service.get(saga_id, wait_secs=query.wait_secs)
+        if scope.cancelled_caught:
+            detail = await self._service.get(saga_id)
+        return _json(200, schema.saga_detail_view(detail))
+
+    async def cancel_saga(self, request: Request) -> Reply:
+        parse_query(request.query, schema.NoQuery)
+        saga = await uncancelled(self._service.cancel, request.path_values["saga_id"])
+        return _json(200, schema.Done(success=True, message=f"saga {saga.saga_id} cancelled"))
+
+    async def retry_compensation(self, request: Request) -> Reply:
+        parse_query(request.query, schema.NoQuery)
+        saga = await uncancelled(self._service.retry_compensation, request.path_values["saga_id"])
+        return _json(202, schema.SagaAccepted(saga_id=saga.saga_id, status=saga.status))
+
+    # --- workflows ----------------------------------------------------------------------------------------------------
+
+    async def register_workflow(self, request: Request) -> Reply:
+        parse_query(request.query, schema.NoQuery)
+        body = parse_body(request.body, request.header("Content-Type"), schema.RegisterWorkflowBody)
+        workflow = (await uncancelled(self._service.register_workflow, body.workflow_yaml)).workflow
+        definition = workflow.definition
+        return _json(
+            201,
+            schema.WorkflowRegistered(name=definition.name, version=workflow.version, step_count=len(definition.steps)),
+        )
+
+    async def list_workflows(self, request: Request) -> Reply:
+        parse_query(request.query, schema.NoQuery)
+        workflows = [schema.workflow_summary(workflow) for workflow in await self._service.workflows()]
+        return _json(200, schema.WorkflowListView(workflows=workflows))
+
+    async def get_workflow(self, request: Request) -> Reply:
+        parse_query(request.query, schema.NoQuery)
+        view = schema.workflow_view(await self._service.workflow(request.path_values["name"]))
+        # A set of codes has no order of its own; the same workflow should read the same each time.
+        return Reply(status=200, body=msgspec.json.encode(view, order="deterministic"))
+
+    # --- health -------------------------------------------------------------------------------------------------------
+
+    async def healthz(self, request: Request) -> Reply:
+        return _json(200, schema.Alive())
+
+    async def readyz(self, request: Request) -> Reply:
+        checks = {
+            "database": await _outcome(self._service.check_database),
+            "worker": "draining" if self._drain.begun or self._service.is_draining else "ok",
+        }
+        vital = all(outcome == "ok" for outcome in checks.values())
+        for name, check in self._optional_checks.items():
+            checks[name] = await _outcome(check)
+        well = all(outcome == "ok" for outcome in checks.values())
+        readiness = schema.Readiness(
+            status="healthy" if well else "degraded" if vital else "unhealthy",
+            checks=checks,
+            timestamp=schema.instant(datetime.now(UTC)),
+        )
+        return _json(200 if vital else 503, readiness)
+
+
+async def answer(operation: Operation, request: Request) -> Reply:
+    """What `operation` replies; an error becomes its envelope. Cancelled when the client goes away."""
+    try:
+        return await operation.handle(request)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the client gets the envelope; Cancelled is none of it
+        return error_reply(error, request.request_id)
+
+
+def error_reply(error: Exception, request_id: str) -> Reply:
+    """An error as a reply; our own bugs and an absent store are logged."""
+    status, _ = status_of(error)
+    if status == 500:
+        log.error("http_error request_id=%s", request_id, exc_info=error)
+    elif status == 503:
+        log.warning("http_unavailable request_id=%s error=%s", request_id, error)
+    return Reply(status=status, body=envelope(error, request_id), headers=headers_of(error))
+
+
+async def _outcome(check: Check) -> str:
+    """`ok`, or what is wrong in words that tell an unauthenticated reader nothing about the inside."""
+    with trio.move_on_after(CHECK_SECS):
+        try:
+            await check()
+        except SagaError as error:
+            log.warning("check_failed error=%s", error)
+            return "unavailable"
+        return "ok"
+    return "timeout"
+
+
+def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> Reply:
+    return Reply(status=status, body=msgspec.json.encode(value), headers=headers or {})

@@ -1,0 +1,134 @@
+"""The HTTP application: the table of `api.py` as routes of Quart-Trio, errors as envelopes, and the `Door` in front."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import msgspec
+import quart
+import trio
+from quart import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
+
+from saga.drain import Drain
+from saga.errors import Invalid, NotFound, SagaError
+from saga.service import SagaService
+from web.api import Api, Check, Operation, answer, error_reply
+from web.door import REQUEST_ID, ROUTE, Door
+from web.errors import MethodNotAllowed
+from web.exchange import Reply, Request, headers_by_name
+from web.metrics import CONTENT_TYPE, PrometheusMeter
+from web.openapi import openapi
+from web.pages import add_pages
+from web.shield_last import shield_last
+
+COUNT_SECS = 2.0
+"""How long a scrape waits for the store to count open sagas."""
+COUNT_KEPT_SECS = 5.0
+"""How long that count is used again: anyone may scrape, and it reads an index from end to end."""
+
+
+def create_app(
+    service: SagaService,
+    *,
+    drain: Drain,
+    version: str,
+    meter: PrometheusMeter | None = None,
+    optional_checks: Mapping[str, Check] | None = None,
+) -> QuartTrio:
+    """The application; serve it with `serving.serve_rest`.
+
+    `drain`: begun by whoever stops the process, ends long polls. `optional_checks`: parts (by name) whose failure makes
+    `/readyz` say degraded. Without `meter` the application has one of its own.
+    """
+    meter = meter or PrometheusMeter()
+    api = Api(service, drain, optional_checks or {})
+    app = QuartTrio("web", static_folder="static", template_folder="templates")
+    # A doubled slash is an unknown route, not a redirect; bodies are bounded before they come here.
+    app.url_map.merge_slashes = False
+    app.config["MAX_CONTENT_LENGTH"] = None
+    app.config["RESPONSE_TIMEOUT"] = None
+    for operation in api.operations:
+        app.add_url_rule(
+            operation.path.replace("{saga_id}", "<saga_id>").replace("{name}", "<path:name>"),
+            endpoint=operation.name,
+            view_func=_view(operation),
+            methods=[operation.method],
+        )
+    _add_documents(app, service, api, meter, version)
+    add_pages(app, service)
+    app.register_error_handler(Exception, _on_error)
+    inner = cast(Any, app.asgi_app)
+    app.asgi_app = shield_last(Door(inner, api, meter, service.max_payload_bytes))  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
+    return app
+
+
+def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
+    async def view(**path_values: str) -> Response:
+        scope = _scope()
+        scope[ROUTE] = operation.path
+        request = Request(
+            method=scope["method"],
+            path=scope["path"],
+            path_values=path_values,
+            query=scope["query_string"],
+            headers=headers_by_name(scope["headers"]),
+            body=cast(bytes, await quart.request.get_data()),
+            request_id=scope[REQUEST_ID],
+        )
+        return _response(await answer(operation, request))
+
+    return view
+
+
+def _add_documents(app: QuartTrio, service: SagaService, api: Api, meter: PrometheusMeter, version: str) -> None:
+    """`/openapi.json` and `/metrics`: made, not asked of the service."""
+    counted_until = -1.0
+
+    @functools.cache
+    def document() -> bytes:
+        return msgspec.json.encode(openapi(api.operations, version))
+
+    @app.get("/openapi.json")
+    async def openapi_json() -> Response:
+        _scope()[ROUTE] = "/openapi.json"
+        return _response(Reply(status=200, body=document()))
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        nonlocal counted_until
+        _scope()[ROUTE] = "/metrics"
+        if trio.current_time() >= counted_until:
+            # Without the store the rest is all the more worth having; the old count stays.
+            with trio.move_on_after(COUNT_SECS):
+                try:
+                    meter.set_open(await service.count_open())
+                except SagaError:
+                    pass
+            counted_until = trio.current_time() + COUNT_KEPT_SECS
+        return _response(Reply(status=200, body=meter.render(), content_type=CONTENT_TYPE))
+
+
+async def _on_error(error: Exception) -> Response:
+    """What Quart itself refuses, and what a handler did not expect."""
+    scope = _scope()
+    told: Exception = error
+    if isinstance(error, WerkzeugMethodNotAllowed):
+        told = MethodNotAllowed(scope["method"], error.valid_methods or ())
+    elif isinstance(error, HTTPException) and error.code == 404:
+        told = NotFound("no such route")
+    elif isinstance(error, HTTPException) and error.code is not None and error.code < 500:
+        told = Invalid(error.description or error.name)
+    return _response(error_reply(told, scope[REQUEST_ID]))
+
+
+def _scope() -> dict[str, Any]:
+    return cast(dict[str, Any], quart.request.scope)
+
+
+def _response(reply: Reply) -> Response:
+    return Response(reply.body, reply.status, {**reply.headers, "Content-Type": reply.content_type})

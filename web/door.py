@@ -1,0 +1,152 @@
+"""What every HTTP request passes before Quart sees it: its id, its body within bounds, its line in the log and metrics.
+
+The two calls a busy client makes all day, starting a saga and reading one, are answered here: Quart's request objects
+and nursery cost about as much as the rest of such a call. They run the same operations in the same way; Quart has all
+other routes, and these two too when anything about the request is out of the ordinary.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from saga.errors import Invalid
+from saga.meter import Meter
+from saga.request_id import request_id
+from web.api import Api, answer, error_reply
+from web.body import ClientGone, Unread, read_body
+from web.exchange import Reply, Request, headers_by_name
+from web.shield_last import Asgi, Receive, Scope, Send
+
+log = logging.getLogger("saga.web")
+
+BODY_SLACK_BYTES = 64 * 1024
+"""What a request may have beside its payload."""
+WORKFLOW_BODY_BYTES = 512 * 1024
+"""A workflow of the permitted 256 KiB as a JSON string, with every other character escaped."""
+
+PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Routes that machines ask all day; their lines would bury the others."""
+
+REQUEST_ID = "saga.request_id"
+ROUTE = "saga.route"
+"""Keys of the ASGI scope: the id of the request, and, set by whoever answers, the pattern of its path."""
+
+
+class Door:
+    """An ASGI application around another."""
+
+    def __init__(self, inner: Asgi, api: Api, meter: Meter, max_payload_bytes: int) -> None:
+        self._inner = inner
+        self._meter = meter
+        self._max_body_bytes = max(max_payload_bytes, WORKFLOW_BODY_BYTES) + BODY_SLACK_BYTES
+        by_name = {operation.name: operation for operation in api.operations}
+        self._start, self._get = by_name["startSaga"], by_name["getSaga"]
+        self._get_prefix = self._get.path.partition("{")[0]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        headers = headers_by_name(scope["headers"])
+        known_as = request_id(headers.get("x-request-id", [None])[-1])
+        scope[REQUEST_ID] = known_as
+        started = time.perf_counter()
+        status = 499  # what is noted when the client went away before it was answered
+
+        async def send_noted(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", known_as.encode())]
+            await send(message)
+
+        try:
+            await self._serve(scope, headers, known_as, receive, send_noted)
+        finally:
+            seconds = time.perf_counter() - started
+            self._meter.http_request_served(scope["method"], scope.get(ROUTE, "none"), status, seconds)
+            level = logging.DEBUG if scope.get(ROUTE) in PROBED else logging.INFO
+            if log.isEnabledFor(level):
+                log.log(
+                    level,
+                    "http_request method=%s path=%s status=%d ms=%.1f request_id=%s",
+                    *(scope["method"], _printable(scope["raw_path"]), status, seconds * 1000, known_as),
+                )
+
+    async def _serve(
+        self, scope: Scope, headers: dict[str, list[str]], known_as: str, receive: Receive, send: Send
+    ) -> None:
+        try:
+            body = await read_body(receive, self._max_body_bytes)
+        except ClientGone:
+            return
+        except Unread as unread:
+            # HTTP/2 has no such header, and forbids it; there the stream alone ends.
+            closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
+            await _send(send, error_reply(unread.reason, known_as), closing)
+            return
+        except Invalid as error:
+            await _send(send, error_reply(error, known_as))
+            return
+        path, query = scope["path"], scope["query_string"]
+        if scope["method"] == self._start.method and path == self._start.path:
+            operation, values = self._start, {}
+        elif (
+            scope["method"] == self._get.method
+            and not query  # a long poll must end when its client leaves, which is Quart's to see
+            and path.startswith(self._get_prefix)
+            and "/" not in (saga_id := path[len(self._get_prefix) :])
+            and saga_id
+        ):
+            operation, values = self._get, {"saga_id": saga_id}
+        else:
+            await self._inner(scope, _replay(body, receive), send)
+            return
+        scope[ROUTE] = operation.path
+        request = Request(
+            method=scope["method"],
+            path=path,
+            path_values=values,
+            query=query,
+            headers=headers,
+            body=body,
+            request_id=known_as,
+        )
+        await _send(send, await answer(operation, request))
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read, then what comes after it: the client's leaving."""
+    given = False
+
+    async def replayed() -> dict[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+async def _send(send: Send, reply: Reply, more_headers: dict[str, str] | None = None) -> None:
+    headers = {
+        "content-type": reply.content_type,
+        "content-length": str(len(reply.body)),
+        **reply.headers,
+        **(more_headers or {}),
+    }
+    await send(
+        {
+            "type": "http.response.start",
+            "status": reply.status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+def _printable(raw_path: bytes) -> str:
+    return raw_path[:256].decode("ascii", "backslashreplace")

@@ -1,0 +1,97 @@
+"""What an error becomes over HTTP: one table, and the one envelope every error is told in (spec section 4).
+
+Errors of `saga.errors` are told by their text; any other is our own bug, is logged, and is told as a plain 500.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from saga.errors import Conflict, Detail, Invalid, NotFound, PayloadTooLarge, Unavailable
+
+INTERNAL_MESSAGE = "internal error"
+RETRY_AFTER_SECS = 1
+"""What a client is asked to wait after a 503. A guess: about what a restart of the store takes."""
+
+
+class MethodNotAllowed(Exception):
+    """The path is known, the method is not; `allowed` are those that are."""
+
+    def __init__(self, method: str, allowed: Iterable[str]) -> None:
+        self.allowed = sorted(allowed)
+        super().__init__(f"method {method} is not allowed here; allowed: {', '.join(self.allowed)}")
+
+
+STATUS: dict[type[Exception], tuple[int, str]] = {
+    NotFound: (404, "SYS_SAGA_NOT_FOUND"),
+    PayloadTooLarge: (413, "SYS_SAGA_PAYLOAD_TOO_LARGE"),
+    Invalid: (400, "SYS_SAGA_VALIDATION_ERROR"),
+    MethodNotAllowed: (405, "SYS_SAGA_VALIDATION_ERROR"),
+    Conflict: (409, "SYS_SAGA_CONFLICT"),
+    Unavailable: (503, "SYS_SAGA_UNAVAILABLE"),
+    Exception: (500, "SYS_SAGA_INTERNAL_ERROR"),
+}
+"""Status and code by error; a class not named here is what its nearest base is."""
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One field at fault; `line` and `column` where it came from a workflow's text."""
+
+    field: str
+    reason: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong; `code` is fixed, `message` is for people, `request_id` is in the log too."""
+
+    code: str
+    message: str
+    request_id: str
+    details: list[ErrorDetail]
+
+
+class ErrorEnvelope(msgspec.Struct, frozen=True, kw_only=True):
+    """Every error of this API."""
+
+    error: ErrorBody
+
+
+def status_of(error: Exception) -> tuple[int, str]:
+    """HTTP status and code of an error."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def envelope(error: Exception, request_id: str) -> bytes:
+    """The JSON a client gets for `error`."""
+    status, code = status_of(error)
+    details = error.details if isinstance(error, Invalid) else ()
+    return msgspec.json.encode(
+        ErrorEnvelope(
+            error=ErrorBody(
+                code=code,
+                message=INTERNAL_MESSAGE if status == 500 else str(error),
+                request_id=request_id,
+                details=[_detail(detail) for detail in details],
+            )
+        )
+    )
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """Headers that belong to an error beside its envelope."""
+    if isinstance(error, MethodNotAllowed):
+        return {"Allow": ", ".join(error.allowed)}
+    if isinstance(error, Unavailable):
+        return {"Retry-After": str(RETRY_AFTER_SECS)}
+    return {}
+
+
+def _detail(detail: Detail) -> ErrorDetail:
+    return ErrorDetail(
+        field=detail.field, reason=detail.reason, message=detail.message, line=detail.line, column=detail.column
+    )

@@ -1,0 +1,50 @@
+"""One request and its reply as plain values, so that an operation knows neither Quart nor ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from saga.errors import Detail, Invalid
+
+JSON = "application/json"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked. `headers` has lower-case names, each with its values in the order they came."""
+
+    method: str
+    path: str
+    path_values: Mapping[str, str]
+    query: bytes
+    headers: Mapping[str, list[str]]
+    body: bytes
+    request_id: str
+
+    def header(self, name: str) -> str | None:
+        """The value of a header that may be given once. `Invalid`: it is repeated."""
+        values = self.headers.get(name.lower())
+        if values is None:
+            return None
+        if len(values) > 1:
+            detail = Detail(field=name, reason="repeated", message="given more than once")
+            raise Invalid(f"{name}: {detail.message}", (detail,))
+        return values[0]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What is answered."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: dict[str, str] = {}
+
+
+def headers_by_name(pairs: list[tuple[bytes, bytes]]) -> dict[str, list[str]]:
+    """ASGI's header pairs by lower-case name."""
+    by_name: dict[str, list[str]] = {}
+    for name, value in pairs:
+        by_name.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return by_name

@@ -1,0 +1,63 @@
+"""Serving the application on hypercorn's Trio worker."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import hypercorn.trio
+import trio
+from hypercorn.config import Config
+from hypercorn.typing import Framework
+from quart_trio import QuartTrio
+
+from web import guarded_tcp_server
+
+KEEP_ALIVE_SECS = 75.0
+"""How long an idle connection stays open; as nginx does, so that a proxy in front closes first."""
+BACKLOG = 1024
+
+
+async def serve_rest(
+    app: QuartTrio,
+    host: str,
+    port: int,
+    *,
+    shutdown_trigger: Callable[[], Awaitable[None]],
+    grace_secs: float = 30.0,
+    reuse_port: bool = False,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves until `shutdown_trigger` returns and running requests have ended, or had `grace_secs`.
+
+    Started with the port it listens on (`port` 0: a free one). `OSError`: it cannot listen there. `reuse_port`: other
+    processes may listen on the same one.
+    """
+    guarded_tcp_server.install()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port)
+    bound = int(listener.getsockname()[1])
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.backlog = BACKLOG
+    config.graceful_timeout = grace_secs
+    config.keep_alive_timeout = KEEP_ALIVE_SECS
+    config.keep_alive_max_requests = 1_000_000
+    config.include_server_header = False
+    config.accesslog = None  # the Door writes that line, with the request's id
+    config.errorlog = logging.getLogger("saga.web.hypercorn")
+    config.errorlog.setLevel(logging.WARNING)  # its start-up line names a file descriptor, not an address
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_serve, cast(Framework, app), config, shutdown_trigger)
+        task_status.started(bound)
+
+
+async def _serve(
+    app: Framework,
+    config: Config,
+    shutdown_trigger: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[list[str]],
+) -> None:
+    await hypercorn.trio.serve(app, config, shutdown_trigger=shutdown_trigger, task_status=task_status)
