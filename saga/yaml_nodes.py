@@ -252,7 +252,7 @@ class _Composer:
         if event.anchor is not None:
             self._note("anchor", "anchors (&) are not allowed", mark)
         if event.tag is not None:
-            self._note("tag", f"tags are not allowed, got {cut(event.tag, 40)}", mark)
+            self._note("tag", "tags (!) are not allowed", mark)
 
     def _note(self, reason: str, message: str, mark: Mark) -> None:
         self._faults.note(self._child_path(), reason, message, mark)
@@ -379,6 +379,11 @@ def describe(node: Node) -> str:
     return shown
 
 
+def describe_kind(node: Node) -> str:
+    """As `describe`, without the text of a string."""
+    return "a string" if isinstance(node, Scalar) and kind_of(node) is Kind.STRING else describe(node)
+
+
 def _doubt(text: str) -> str:
     """What speaks against an ambiguous scalar."""
     tag = _yaml11_tag(text)
@@ -436,12 +441,14 @@ class MapReader:
         if isinstance(node, Fields):
             self._fields = node.fields
         elif not isinstance(node, Refused):
-            faults.note(path, "type", f"expected a map, got {describe(node)}", node)
+            # Not the text: a URL with a password in it is what people write in place of a section.
+            faults.note(path, "type", f"expected a map, got {describe_kind(node)}", node)
 
     def path_of(self, key: str) -> str:
         return join(self.path, key)
 
-    def keys(self) -> Sequence[str]:
+    def names(self) -> Sequence[str]:
+        """The keys that are there."""
         return tuple(self._fields)
 
     def take(self, key: str, *, required: bool = False, null_is_absent: bool = True) -> Node | None:
