@@ -43,7 +43,10 @@ class Inventory(InventoryServiceBase):
             self.reserved -= reservation.quantity
             say("inventory", f"put back {reservation.quantity} of {request.order_id}")
 
-        await stream.send_message(self._journal.undo(stream.metadata, release))
+        undone = self._journal.undo(stream.metadata, release)
+        if not undone.was_done:
+            say("inventory", f"nothing to put back for {request.order_id}")
+        await stream.send_message(undone)
 
     def ledger(self) -> dict[str, int]:
         return {"stock": self.stock, "reserved": self.reserved}

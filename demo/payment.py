@@ -43,7 +43,10 @@ class Payment(PaymentServiceBase):
             self.refunded += charge.amount_cents
             say("payment", f"refunded {_money(charge.amount_cents)} for {request.order_id}")
 
-        await stream.send_message(self._journal.undo(stream.metadata, refund))
+        undone = self._journal.undo(stream.metadata, refund)
+        if not undone.was_done:
+            say("payment", f"nothing to refund for {request.order_id}")
+        await stream.send_message(undone)
 
     def ledger(self) -> dict[str, int]:
         return {

@@ -242,10 +242,11 @@ class Demo:
     def _show(self, number: int, order: Order, saga: Any, logs: Any, steps: list[str]) -> None:
         took = elapsed_ms(saga["created_at"], saga["updated_at"])
         status = painted(saga["status"], saga["status"])
-        self._say(f"\nOrder {number}: {order.title}   ->   {status} after {took} ms   (saga {saga['saga_id']})")
+        self._say(f"\nOrder {number}: {order.title}   ->   {status} after {took} ms")
+        self._say(f"  saga {saga['saga_id']}\n")
         for line in timeline(steps, logs):
             self._say(line)
-        self._say("  what the participants printed:")
+        self._say("\n  what the participants printed:")
         for line in self._calls.new_lines():
             self._say(f"    {line}")
 

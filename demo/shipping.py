@@ -43,7 +43,10 @@ class Shipping(ShippingServiceBase):
             self.cancelled += 1
             say("shipping", f"cancelled shipment {shipment.tracking_id}")
 
-        await stream.send_message(self._journal.undo(stream.metadata, cancel))
+        undone = self._journal.undo(stream.metadata, cancel)
+        if not undone.was_done:
+            say("shipping", f"nothing to cancel for {request.order_id}")
+        await stream.send_message(undone)
 
     def ledger(self) -> dict[str, int]:
         return {"booked": self.booked, "cancelled": self.cancelled}

@@ -34,7 +34,7 @@ def timeline(steps: Sequence[str], logs: Sequence[Mapping[str, Any]]) -> Iterato
     """The lines of the table. `logs` as REST gives them, oldest first; of an action run twice the last counts."""
     by_action = {(log["step_index"], log["action"]): log for log in logs}
     name_width = max(len("step"), *(len(step) for step in steps))
-    left, right = (f"{action:<9} {'attempts':>8} {'ms':>6}" for action in ("execute", "undo"))
+    left, right = (f"{action:<10} {'attempts':>8} {'ms':>6}" for action in ("EXECUTE", "COMPENSATE"))
     yield f"  {'step':<{name_width}}   {left}   {right}".rstrip()
     for index, step in enumerate(steps):
         done, undone = by_action.get((index, "EXECUTE")), by_action.get((index, "COMPENSATE"))
@@ -52,10 +52,10 @@ def elapsed_ms(started: str, ended: str) -> int:
 
 def _cells(log: Mapping[str, Any] | None, nothing: str) -> str:
     if log is None:
-        return f"{nothing:<25}"
+        return f"{nothing:<26}"
     ended = log["completed_at"]
     ms = elapsed_ms(log["started_at"], ended) if ended else ""
-    return f"{painted(format(log['status'], '<9'), log['status'])} {log['attempts']:>8} {ms:>6}"
+    return f"{painted(format(log['status'], '<10'), log['status'])} {log['attempts']:>8} {ms:>6}"
 
 
 def _cut(line: str) -> str:
