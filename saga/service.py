@@ -136,7 +136,7 @@ class SagaService:
         self._catalog = catalog
         self._watchers = watchers
         self._clock = clock
-        self._services = services
+        self.known_services = services
         self.max_payload_bytes = max_payload_bytes
 
     async def start(self, request: StartSaga) -> Started:
@@ -302,10 +302,11 @@ class SagaService:
         self._watchers.publish(record.path)
         return recorded.saga
 
-    async def register_workflow(self, text: str) -> RegisteredWorkflow:
+    async def register_workflow(self, text: str | bytes) -> RegisteredWorkflow:
         """Registers a definition, durably. `WorkflowInvalid`: with every error in it."""
-        definition = parse_workflow(text, self._services)
-        registered = await self._store.register_workflow(definition, text)
+        definition = parse_workflow(text, self.known_services)
+        source = text if isinstance(text, str) else text.decode("utf-8")  # what was parsed is UTF-8
+        registered = await self._store.register_workflow(definition, source)
         workflow = Workflow(definition=definition, version=registered.version)
         self._catalog.note(workflow)
         return RegisteredWorkflow(workflow=workflow, changed=registered.changed)

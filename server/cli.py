@@ -11,8 +11,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.version import product_version
+
+if TYPE_CHECKING:
+    from store.migrations import MigrationStatus
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -31,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="saga", description="Runs sagas: steps across services, each with its undo.")
-    parser.add_argument("--version", action="version", version=f"saga {_version()}")
+    parser.add_argument("--version", action="version", version=f"saga {product_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the server: REST, gRPC and the engine")
@@ -70,13 +75,6 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _version() -> str:
-    try:
-        return metadata.version("saga-orchestrator")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _fail(message: str) -> int:
     print(f"saga: {message}", file=sys.stderr)
     return 1
@@ -85,12 +83,13 @@ def _fail(message: str) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from server import app, logs
     from server.config import ConfigInvalid, load_config
+    from server.errors import CannotStart
 
     try:
         config = load_config(arguments.config, os.environ)
         logs.configure(config.observability.log_level)
         return app.serve(config, insecure=arguments.insecure)
-    except (ConfigInvalid, app.CannotStart) as error:
+    except (ConfigInvalid, CannotStart) as error:
         return _fail(str(error))
 
 
@@ -104,20 +103,24 @@ def _workflow_check(arguments: argparse.Namespace) -> int:
 
 
 def _migrate(arguments: argparse.Namespace) -> int:
-    from server import app
     from server.config import ConfigInvalid, load_config
+    from server.errors import CannotStart
+    from server.schema import migrate
 
     try:
-        config = load_config(arguments.config, os.environ)
-        rows = app.migrate(config, arguments.direction, arguments.to)
-    except (ConfigInvalid, app.CannotStart) as error:
+        rows = migrate(load_config(arguments.config, os.environ), arguments.direction, arguments.to)
+    except (ConfigInvalid, CannotStart) as error:
         return _fail(str(error))
     if arguments.json:
-        print(json.dumps([{"number": number, "name": name, "applied_at": at} for number, name, at in rows]))
+        print(json.dumps([{"number": row.number, "name": row.name, "applied_at": _instant(row)} for row in rows]))
         return 0
-    for number, name, at in rows:
-        print(f"{number:03d}  {name:<24}  {at or 'not applied'}")
+    for row in rows:
+        print(f"{row.number:03d}  {row.name:<24}  {_instant(row) or 'not applied'}")
     return 0
+
+
+def _instant(row: MigrationStatus) -> str | None:
+    return row.applied_at.isoformat(timespec="seconds") if row.applied_at else None
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -198,6 +198,11 @@ class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
     def in_memory(self) -> bool:
         return str(self.data_dir) == ":memory:"
 
+    @property
+    def database_file(self) -> Path:
+        """The embedded store's file."""
+        return self.data_dir / "saga.sqlite3"
+
 
 class AuthConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Who may call: bearer tokens of this issuer, for this audience, signed by a key of its key set."""

@@ -9,13 +9,11 @@ import time
 FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s %(message)s"
 
 
-class _Utc(logging.Formatter):
-    converter = time.gmtime
-
-
 def configure(level: str) -> None:
     """Sets the process's log level and form. Libraries speak from WARNING up: their chatter would drown ours."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Utc(FORMAT, datefmt="%Y-%m-%dT%H:%M:%S"))
+    formatter = logging.Formatter(FORMAT, datefmt="%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("saga").setLevel(level)

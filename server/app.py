@@ -1,0 +1,285 @@
+"""The composition root: builds the store, the caller, the engine and the doors from a configuration, runs them on one
+Trio scheduler, and takes them down in order.
+
+What a signal sets off is all here: the first one drains (no new work, requests and attempts under way may finish), a
+second one cuts off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from bridge import open_loop
+from rpc.caller import GrpcStepCaller
+from rpc.server import serve_grpc
+from saga.catalog import Catalog
+from saga.drain import Drain
+from saga.errors import Unavailable, WorkflowInvalid
+from saga.meter import Meter
+from saga.runner import STORE_PAUSE_SECS, Engine
+from saga.service import SagaService
+from saga.supervisor import Limits, Supervisor
+from saga.watchers import Watchers
+from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
+from server.clock import WallClock
+from server.config import Config, ConfigInvalid
+from server.errors import CannotStart
+from server.version import product_version
+from store.errors import MigrationError
+from store.postgres import PostgresStore, open_postgres
+from store.sqlite import MEMORY, SqliteStore, open_sqlite
+from web.app import create_app
+from web.metrics import PrometheusMeter
+from web.serving import serve_rest
+
+log = logging.getLogger("saga.server")
+
+CLOSE_SECS = 5.0
+"""How long closing the connections to participants may take at the end."""
+
+SECOND_SIGNAL_SECS = 1.0
+"""A second signal sooner than this is the echo of the first (a shell, make and timeout signal the whole group and then
+the child again), not a person who has lost patience."""
+
+AnyStore = PostgresStore | SqliteStore
+
+
+def serve(config: Config, *, insecure: bool = False) -> int:
+    """Runs the server until it is told to stop; the value is the exit status. `CannotStart`, `ConfigInvalid`."""
+    _refuse_what_is_not_there(config)
+    if not insecure:
+        config.refuse_open_access()
+    elif config.auth is None and not config.server.is_loopback:
+        log.warning("no_access_control host=%s: anyone who can reach it can start and cancel sagas", config.server.host)
+    # open_loop() wraps whatever leaves it in groups, so what a person can mend is carried out as a value.
+    outcome = trio.run(_serve, config)
+    if isinstance(outcome, CannotStart):
+        raise outcome
+    return outcome
+
+
+def _refuse_what_is_not_there(config: Config) -> None:
+    """Better no server than one that seems to check tokens or to encrypt and does not."""
+    missing = []
+    if config.auth is not None:
+        missing.append("auth: this release does not verify tokens yet; remove the section and listen on loopback")
+    missing += [
+        f"services.{name}.tls: this release does not speak TLS to participants yet"
+        for name, service in config.services.items()
+        if service.tls is not None
+    ]
+    if missing:
+        raise ConfigInvalid(tuple(missing))
+
+
+async def _serve(config: Config) -> int | CannotStart:
+    # What a person can mend leaves as a value: open_loop() and the nurseries wrap errors in groups of groups.
+    async with open_loop():
+        try:
+            return await _run(config)
+        except (CannotStart, BaseExceptionGroup) as error:
+            found = _only(error)
+            if isinstance(found, CannotStart):
+                return found
+            raise
+
+
+def _only(error: BaseException) -> BaseException:
+    """The one error in groups of one; the group itself where there are more."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+async def _run(config: Config) -> int:
+    drain = Drain()
+    cut_off = True
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_signals, drain, nursery.cancel_scope)
+        async with AsyncExitStack() as stack:
+            store = await _opened_store(stack, config, drain)
+            if store is not None:
+                await _serve_on(store, config, drain)
+        cut_off = False
+        nursery.cancel_scope.cancel()
+    if cut_off:
+        log.warning("cut_off: told to stop twice")
+        return 1
+    log.info("stopped")
+    return 0
+
+
+async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> AnyStore | None:
+    """The store the configuration names. A database that is away is waited for; None: told to stop meanwhile."""
+    events = config.kafka is not None
+    if events:
+        log.warning("events_not_relayed: the outbox is written, this release does not publish it to Kafka yet")
+    pause_secs, longest = STORE_PAUSE_SECS
+    try:
+        if config.database is None:
+            path: str | Path = MEMORY if config.saga.in_memory else config.saga.database_file
+            return await stack.enter_async_context(open_sqlite(path, events=events, clock=WallClock()))
+        database = config.database
+        while True:
+            try:
+                return await stack.enter_async_context(
+                    open_postgres(database.dsn(), events=events, max_reads=database.max_open_conns)
+                )
+            except Unavailable as error:
+                log.warning("database_unavailable host=%s port=%d error=%s", database.host, database.port, error)
+            with drain.ends_early() as pause:
+                await trio.sleep(pause_secs)
+            if pause.cancelled_caught:
+                return None
+            pause_secs = min(pause_secs * 2, longest)
+    except (MigrationError, Unavailable) as error:
+        raise CannotStart(str(error)) from error
+
+
+async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
+    """The server, from the first claim of a saga to the last answer of a drain."""
+    clock, meter, watchers, catalog = WallClock(), PrometheusMeter(), Watchers(), Catalog(store)
+    caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
+    supervisor = Supervisor(
+        Engine(
+            store=store,
+            caller=caller,
+            clock=clock,
+            watchers=watchers,
+            meter=meter,
+            draw=random.random,
+            park_after_secs=config.saga.park_after_secs,
+        ),
+        catalog,
+        worker_id=f"{socket.gethostname()}-{os.getpid()}-{random.randbytes(4).hex()}",
+        limits=Limits(
+            max_concurrent=config.saga.max_concurrent,
+            lease_secs=config.saga.lease_secs,
+            shutdown_grace_secs=config.saga.shutdown_grace_secs,
+        ),
+    )
+    service = SagaService(
+        store,
+        supervisor,
+        catalog,
+        watchers,
+        clock,
+        services=config.services,
+        max_payload_bytes=config.saga.max_payload_bytes,
+    )
+    _read_counts(meter, supervisor, store)
+    app = create_app(service, drain=drain, meter=meter, version=product_version())
+    host, grace_secs = config.server.host, config.saga.shutdown_grace_secs
+    rest = partial(serve_rest, app, host, config.server.port, shutdown_trigger=drain.wait, grace_secs=grace_secs)
+    try:
+        async with trio.open_nursery() as workers:
+            await workers.start(supervisor.run)
+            await load_workflows(service, config.saga.workflow_dir)
+            async with trio.open_nursery() as doors:
+                with _named("server.port", host, config.server.port):
+                    rest_port = await doors.start(rest)
+                with _named("server.grpc_port", host, config.server.grpc_port):
+                    grpc = await doors.start(_serve_grpc, service, config, drain, meter)
+                log.info("ready rest=http://%s:%d grpc=%s:%d", host, rest_port, host, grpc)
+                await drain.wait()
+                log.info("draining sagas=%d", supervisor.active)
+                doors.start_soon(supervisor.drain)
+            # The doors have answered what was under way, the sagas are ended or freed.
+            workers.cancel_scope.cancel()
+    finally:
+        with trio.move_on_after(CLOSE_SECS, shield=True):
+            await caller.aclose()
+
+
+async def _serve_grpc(
+    service: SagaService, config: Config, drain: Drain, meter: Meter, task_status: trio.TaskStatus[int]
+) -> None:
+    async with serve_grpc(service, config.server.host, config.server.grpc_port, drain=drain, meter=meter) as front:
+        task_status.started(front.port)
+        await drain.wait()
+        await front.drain(config.saga.shutdown_grace_secs)
+
+
+@contextmanager
+def _named(key: str, host: str, port: int) -> Iterator[None]:
+    """An address that cannot be had is a fault of the configuration, and says of which key."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotStart(f"{key}: cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+async def _signals(
+    drain: Drain, everything: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        first = 0.0
+        async for _ in signals:
+            if not drain.begun:
+                first = trio.current_time()
+                drain.begin()
+            elif trio.current_time() - first >= SECOND_SIGNAL_SECS:
+                everything.cancel()
+
+
+def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
+    found: list[tuple[Path, bytes | OSError]] = []
+    for file in sorted(path for path in folder.glob("*") if path.suffix in {".yaml", ".yml"}):
+        try:
+            with file.open("rb") as opened:
+                found.append((file, opened.read(MAX_YAML_BYTES + 1)))
+        except OSError as error:
+            found.append((file, error))
+    return found
+
+
+async def load_workflows(service: SagaService, folder: Path) -> int:
+    """Registers the definitions in a folder, by file name; returns how many are good. A bad file is reported, line by
+    line, and the others still load."""
+    seen: dict[str, Path] = {}
+    for file, text in await trio.to_thread.run_sync(_workflow_files, folder):
+        try:
+            if isinstance(text, OSError):
+                raise text
+            name = parse_workflow(text, service.known_services).name
+            if name in seen:
+                # Each start would register the one and then the other, a new version every time.
+                log.error("workflow_rejected %s: name: workflow %s is defined in %s too", file, name, seen[name])
+                continue
+            await service.register_workflow(text)
+        except WorkflowInvalid as invalid:
+            for detail in invalid.details:
+                log.error("workflow_rejected %s", format_detail(file, detail))
+        except OSError as error:
+            log.error("workflow_rejected %s: cannot be read: %s", file, error.strerror or error)
+        else:
+            seen[name] = file
+    log.info("workflows_loaded folder=%s count=%d", folder, len(seen))
+    return len(seen)
+
+
+def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore) -> None:
+    """What is counted elsewhere and read at each scrape."""
+    meter.read_gauge("saga_active", "Sagas this worker runs now", lambda: supervisor.active)
+    meter.read_counter(
+        "saga_group_commit_batches",
+        "Transactions of the group commit",
+        lambda: sum(lane.batches for lane in store.lanes),
+    )
+    meter.read_counter(
+        "saga_group_commit_rows", "Moves and creations in them", lambda: sum(lane.rows for lane in store.lanes)
+    )
+    meter.read_counter(
+        "saga_group_commit_seconds", "Time spent in them", lambda: sum(lane.busy_seconds for lane in store.lanes)
+    )

@@ -1,0 +1,11 @@
+"""Errors of the command line and of starting up: an operator's to mend.
+
+ConfigInvalid (server/config.py)    the configuration breaks rules
+CannotStart                         the environment does not allow what is configured
+"""
+
+from __future__ import annotations
+
+
+class CannotStart(Exception):
+    """The server, or a command, cannot run as it is configured; the text says what to change."""
