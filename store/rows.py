@@ -90,12 +90,8 @@ def encode_object(saga_id: str, what: str, value: Json) -> str:
         raise RowRejected(f"saga {saga_id}: {what} cannot be written as JSON: {error}") from error
 
 
-def unchanged(instant: datetime | None) -> datetime | None:
-    """For drivers that give instants as such."""
-    return instant
-
-
 InstantReader = Callable[[Any], datetime | None]
+"""Makes an instant of what the driver gives for one, None of NULL."""
 
 
 def saga_from_row(row: Row, instant: InstantReader) -> Saga:
@@ -177,18 +173,19 @@ def judge_refused_move(row: MoveRow, now: Saga | None) -> Recorded | LeaseLost:
     """Why a move did not land, from the row as it is now.
 
     The revision is raised by moves alone, and only the owner at an epoch makes them: one revision on, at our epoch,
-    with the owner we meant to leave, is this very move, sent before and landed. Everything else we relied on being
-    unchanged leaves only the cancel request that bars COMPLETED. The rest is a lost race.
+    with the owner and the state we meant to leave, is this very move, sent before and landed. Everything else we relied
+    on being unchanged leaves only the cancel request that bars COMPLETED. The rest is a lost race.
     """
     before, after = row.record.before, row.record.after
-    if now is not None and now.epoch == after.epoch and now.revision == before.revision + 1 and now.owner == row.owner:
-        return Recorded(saga=now)
-    if (
-        now is not None
-        and (now.owner, now.epoch, now.revision) == (before.owner, before.epoch, before.revision)
-        and after.status is SagaStatus.COMPLETED
-        and now.cancel_requested
+    if now is None:
+        return LeaseLost(before.saga_id)
+    if (now.owner, now.epoch, now.revision) == (row.owner, after.epoch, before.revision + 1) and (
+        (now.status, now.current_step, now.attempt, now.undo_plan, now.undo_failed)
+        == (after.status, after.current_step, after.attempt, after.undo_plan, after.undo_failed)
     ):
+        return Recorded(saga=now)
+    unchanged_since = (now.owner, now.epoch, now.revision) == (before.owner, before.epoch, before.revision)
+    if unchanged_since and after.status is SagaStatus.COMPLETED and now.cancel_requested:
         return Recorded(saga=now, landed=False)
     return LeaseLost(before.saga_id)
 

@@ -94,7 +94,7 @@ class _Database:
     def write_batch(self, batch: Sequence[_BATCH_ROW]) -> list[_BATCH_RESULT | Exception]:
         """Writes the rows in one transaction. A row that is refused for its content makes it start over with a
         savepoint for each, which costs too much for every day."""
-        with _translated():
+        with translated_sqlite():
             try:
                 with self._transaction():
                     return [self._write_row(row) for row in batch]
@@ -347,7 +347,7 @@ def _later(now: datetime, secs: float | None) -> str | None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated_sqlite() -> Iterator[None]:
     """What SQLite says of the database (locked, full, unreadable) becomes `Unavailable`; what it says of content is
     handled where the row is known; a mistake in our own use of it stays what it is."""
     try:
@@ -393,7 +393,7 @@ class SqliteStore:
 
     async def _write(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Runs a write to its end; a cancel comes before it or after it, never between."""
-        with _translated():
+        with translated_sqlite():
             if not self._inline:
                 return await trio.to_thread.run_sync(fn, *args, limiter=self._writing)
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -403,7 +403,7 @@ class SqliteStore:
         return result
 
     async def _read(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        with _translated():
+        with translated_sqlite():
             if not self._inline:
                 return await trio.to_thread.run_sync(fn, *args, limiter=self._reading)
             await trio.lowlevel.checkpoint()
@@ -492,7 +492,7 @@ async def open_sqlite(
             return
 
         def open_file() -> tuple[_Database, _Database]:
-            with _translated():
+            with translated_sqlite():
                 open_things.enter_context(locked(Path(path)))
                 connection = open_things.enter_context(opened_connection(path))
                 if migrate:
