@@ -147,7 +147,7 @@ class Demo:
         self._children: list[Child] = []
         self._calls = Calls(folder / "calls.log")
         self.ports: dict[str, int] = {}
-        self.report: dict[str, Any] = {"ok": False, "orders": [], "ledgers": {}, "problems": []}
+        self.report: dict[str, Any] = {"ok": False, "ports": self.ports, "orders": [], "ledgers": {}, "problems": []}
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
