@@ -122,9 +122,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One move of one saga, written whole or not at all.
 
     `before` is the saga the decision was taken from: the write lands only where the row still has its `owner`,
-    `epoch` and `revision`, and, when `after` is COMPLETED, no cancel request. `after` is the state to store; the store
-    sets `revision` to `before.revision + 1`, `updated_at` to its own time, `next_attempt_at` to its own time plus
-    `retry_in_secs` (None: no instant), and `deadline_at` to its own time plus `deadline_in_secs` (None: unchanged).
+    `epoch` and `revision`, and, when `after` is COMPLETED or FAILED, no cancel request. `after` is the state to store;
+    the store sets `revision` to `before.revision + 1`, `updated_at` to its own time, `next_attempt_at` to its own time
+    plus `retry_in_secs` (None: no instant), and `deadline_at` to its own time plus `deadline_in_secs` (None: unchanged).
     It never writes `cancel_requested`. `path` is every state passed through, in order, `after` last: what watchers see.
     `release`: the row is given up (owner NULL) by this same write.
     """
@@ -141,7 +141,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     """What `record` tells of a write that landed, or, `landed` False, of one that did not because a cancel request had
-    come first (only possible for a move to COMPLETED). `saga` is the row as it is now."""
+    come first (only possible for a move to COMPLETED or FAILED). `saga` is the row as it is now."""
 
     saga: Saga
     landed: bool = True

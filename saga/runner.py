@@ -17,7 +17,7 @@ import trio
 from saga.errors import MappingFailed, RowRejected, Unavailable
 from saga.mapping import build_request
 from saga.meter import Meter
-from saga.model import Json, Saga, StepAction
+from saga.model import Json, Saga, SagaStatus, StepAction
 from saga.ports import Answer, Claimed, Clock, Outcome, Record, Recorded, StepCall, StepCaller, Store
 from saga.transitions import (
     Call,
@@ -39,6 +39,10 @@ log = logging.getLogger("saga.runner")
 STORE_PAUSE_SECS = (0.05, 5.0)
 """First and longest pause between tries to reach a store that is away. The first is about a fail-over of a pooled
 connection, the longest bounds how late a saga notices that the store is back."""
+
+PAST_DEADLINE_SECS = 0.01
+"""How long after its deadline a parked saga is woken: above what rounding and two clocks make of one instant, so that
+it is not called once more for the last microsecond. A guess."""
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +101,8 @@ class SagaRun:
             command = next_command(self.saga, self._definition)
             if command is None:
                 return
-            if self._stopping:
+            # A cancel needs nobody's answer: it is written before the saga is let go, so that no pause holds it up.
+            if self._stopping and not isinstance(command, CancelObserved):
                 pause_secs = self._due - trio.current_time()
                 await self._engine.store.release(
                     self.saga, interrupted=False, retry_in_secs=pause_secs if pause_secs > 0 else None
@@ -235,16 +240,20 @@ class SagaRun:
         if saga.cancel_requested:
             self._cancel_requested = True
         engine.watchers.publish(record.path)
+        if record.release and saga.cancel_requested:
+            # The request came before the parking and so found nothing to wake; repeated, it does.
+            try:
+                await engine.store.request_cancel_unless_terminal(saga.saga_id)
+            except Unavailable as error:
+                log.warning("parked_although_cancelled saga_id=%s error=%s", saga.saga_id, error)
         return record.release
 
     async def _write(self, fact: Fact) -> tuple[Record, Recorded]:
         """Stores the move; goes on trying while the store is away. `LeaseLost`: another owner has the saga."""
         pause_secs, longest = STORE_PAUSE_SECS
-        saga, bare = self.saga, False
+        saga, at, bare = self.saga, self._engine.clock.now(), False
         while True:
-            record = advance(saga, self._definition, fact, self._engine.clock.now())
-            if record.retry_in_secs is not None and record.retry_in_secs > self._engine.park_after_secs:
-                record = msgspec.structs.replace(record, release=True)
+            record = self._parked_if_long(advance(saga, self._definition, fact, at))
             if bare:
                 record = without_payloads(record)
             try:
@@ -263,8 +272,20 @@ class SagaRun:
             else:
                 if recorded.landed:
                     return record, recorded
-                # A cancel request had come before COMPLETED: the same fact means something else now.
+                # A cancel request had come before the end: the same fact means something else now.
                 saga = recorded.saga
+
+    def _parked_if_long(self, record: Record) -> Record:
+        """The record, giving the saga up if its next attempt is far away."""
+        wait_secs = record.retry_in_secs
+        if wait_secs is None:
+            return record
+        if record.after.status is SagaStatus.RUNNING:
+            # Nobody watches the deadline of a parked saga: it is woken just after it, for there is nothing left to try.
+            wait_secs = min(wait_secs, self._deadline - trio.current_time() + PAST_DEADLINE_SECS)
+        if wait_secs <= self._engine.park_after_secs:
+            return record
+        return msgspec.structs.replace(record, release=True, retry_in_secs=wait_secs)
 
 
 def without_payloads(record: Record) -> Record:

@@ -174,7 +174,7 @@ def judge_refused_move(row: MoveRow, now: Saga | None) -> Recorded | LeaseLost:
 
     The revision is raised by moves alone, and only the owner at an epoch makes them: one revision on, at our epoch,
     with the owner and the state we meant to leave, is this very move, sent before and landed. Everything else we relied
-    on being unchanged leaves only the cancel request that bars COMPLETED. The rest is a lost race.
+    on being unchanged leaves only the cancel request that bars COMPLETED and FAILED. The rest is a lost race.
     """
     before, after = row.record.before, row.record.after
     if now is None:
@@ -185,7 +185,7 @@ def judge_refused_move(row: MoveRow, now: Saga | None) -> Recorded | LeaseLost:
     ):
         return Recorded(saga=now)
     unchanged_since = (now.owner, now.epoch, now.revision) == (before.owner, before.epoch, before.revision)
-    if unchanged_since and after.status is SagaStatus.COMPLETED and now.cancel_requested:
+    if unchanged_since and after.status in (SagaStatus.COMPLETED, SagaStatus.FAILED) and now.cancel_requested:
         return Recorded(saga=now, landed=False)
     return LeaseLost(before.saga_id)
 

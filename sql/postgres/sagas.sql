@@ -70,7 +70,7 @@ WITH moved AS (
       AND s.owner IS NOT DISTINCT FROM m.owner_before
       AND s.epoch = m.epoch_before
       AND s.revision = m.revision_before
-      AND NOT (m.status = 'COMPLETED' AND s.cancel_requested)
+      AND NOT (m.status IN ('COMPLETED', 'FAILED') AND s.cancel_requested)
     RETURNING s.id, s.updated_at, s.next_attempt_at, s.deadline_at, s.cancel_requested
 ), logged AS (
     INSERT INTO saga.saga_step_logs (

@@ -49,7 +49,7 @@ WHERE id = :saga_id
   AND owner IS :owner_before
   AND epoch = :epoch_before
   AND revision = :revision_before
-  AND NOT (:status = 'COMPLETED' AND cancel_requested)
+  AND NOT (:status IN ('COMPLETED', 'FAILED') AND cancel_requested)
 RETURNING updated_at, next_attempt_at, deadline_at, cancel_requested;
 
 -- name: sagas_by_ids

@@ -81,7 +81,7 @@ def test_the_defaults_are_those_of_the_table() -> None:
     policy = RetryPolicy()
     assert (policy.max_attempts, policy.backoff, policy.initial_interval_ms) == (3, Backoff.EXPONENTIAL, 1000)
     assert (policy.max_interval_ms, policy.jitter) == (None, 0.0)
-    assert DEFAULT_COMPENSATE_RETRY == RetryPolicy(max_attempts=5)
+    assert RetryPolicy(max_attempts=5) == DEFAULT_COMPENSATE_RETRY
     assert sorted(policy.non_retryable) == sorted(DEFAULT_NON_RETRYABLE)
     assert sorted(DEFAULT_NON_RETRYABLE) == [
         "ALREADY_EXISTS",

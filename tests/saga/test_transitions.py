@@ -10,7 +10,7 @@ import pytest
 from saga import transitions
 from saga.errors import BrokenRule
 from saga.model import EventType, Saga, SagaStatus, StepAction, StepStatus
-from saga.ports import Outcome
+from saga.ports import Answer, Outcome
 from saga.transitions import (
     ANNOUNCED,
     TRANSITIONS,
@@ -131,9 +131,7 @@ def test_a_completed_saga_never_moves_again_and_other_final_ones_only_for_an_ope
 
 
 def test_the_moves_of_the_seed_are_the_moves_of_the_table() -> None:
-    moves = {
-        (status, to) for status, row in TRANSITIONS.items() for to in row.values() if to is not status
-    }
+    moves = {(status, to) for status, row in TRANSITIONS.items() for to in row.values() if to is not status}
     assert moves == {
         (STARTED, RUNNING),
         (STARTED, CANCELLED),
@@ -578,7 +576,7 @@ def test_there_is_nothing_to_run_again_where_no_compensation_failed(status: Saga
 # --- what an attempt means -------------------------------------------------------------------------------------------
 
 
-def judged(definition: WorkflowDefinition, call: Call, answer: transitions.Answer, draw: float = 0.0) -> Fact:
+def judged(definition: WorkflowDefinition, call: Call, answer: Answer, draw: float = 0.0) -> Fact:
     return judge(definition, call, answer, request=SENT, started_at=BEGAN, draw=draw)
 
 
@@ -602,7 +600,7 @@ def test_a_retryable_answer_is_retried_until_max_attempts_which_counts_the_first
 
 
 def test_a_call_that_never_left_is_retried_and_leaves_nothing_unknown() -> None:
-    answer = transitions.Answer(outcome=Outcome.NOT_DONE, code="UNAVAILABLE", message="refused")
+    answer = Answer(outcome=Outcome.NOT_DONE, code="UNAVAILABLE", message="refused")
     assert judged(workflow(), Call(0, EXECUTE, 1), answer) == retried(1.0, unknown=False)
 
 
@@ -616,9 +614,7 @@ def test_only_an_unknown_outcome_is_remembered_as_unknown(answer: Any, is_unknow
 
 
 def test_each_policy_has_its_own_non_retryable_codes() -> None:
-    definition = workflow(
-        step("a", retry=patient(non_retryable=frozenset({"ABORTED"})), compensate_retry=patient(5))
-    )
+    definition = workflow(step("a", retry=patient(non_retryable=frozenset({"ABORTED"})), compensate_retry=patient(5)))
     assert isinstance(judged(definition, Call(0, EXECUTE, 1), refused("ABORTED")), StepFailed)
     assert isinstance(judged(definition, Call(0, COMPENSATE, 1), refused("ABORTED")), CompensationRetried)
     assert isinstance(judged(definition, Call(0, EXECUTE, 1), refused("NOT_FOUND")), StepRetried)
@@ -626,7 +622,7 @@ def test_each_policy_has_its_own_non_retryable_codes() -> None:
 
 
 def test_a_permanent_answer_is_not_retried_whatever_the_policy_says() -> None:
-    answer = transitions.Answer(outcome=Outcome.NOT_DONE, code="INTERNAL", message="cannot be built", permanent=True)
+    answer = Answer(outcome=Outcome.NOT_DONE, code="INTERNAL", message="cannot be built", permanent=True)
     assert isinstance(judged(workflow(), Call(0, EXECUTE, 1), answer), StepFailed)
     assert isinstance(judged(workflow(), Call(0, COMPENSATE, 1), answer), CompensationFailed)
 
