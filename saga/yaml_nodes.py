@@ -29,7 +29,7 @@ MAX_DEPTH = 64
 """Maps and lists within each other, the outermost one included. A workflow uses four, before its `input`s."""
 
 MAX_FAULTS = 1000
-"""More are counted, not listed: nobody reads on, and a megabyte of messages would be an attack of its own."""
+"""More are not listed: nobody reads on, and a megabyte of messages would be an attack of its own."""
 
 INT32_MAX = 2**31 - 1
 
@@ -60,7 +60,7 @@ class Faults:
 
     def __init__(self) -> None:
         self._listed: list[Fault] = []
-        self._more = 0
+        self._more = False
 
     def __bool__(self) -> bool:
         return bool(self._listed)
@@ -72,7 +72,7 @@ class Faults:
 
     def note(self, path: str, reason: str, message: str, at: Node | Mark | None = None) -> None:
         if self.full:
-            self._more += 1
+            self._more = True
             return
         mark = at if isinstance(at, Mark) else at.mark if at is not None else Mark(line=None, column=None)
         self._listed.append(
@@ -89,7 +89,7 @@ class Faults:
 
         faults = sorted(self._listed, key=position)
         if self._more:
-            faults.append(Fault(path="", reason="too_many", message=f"{self._more} more errors are not listed"))
+            faults.append(Fault(path="", reason="too_many", message=f"there are more than these {MAX_FAULTS} errors"))
         return tuple(faults)
 
 
@@ -159,13 +159,22 @@ def read_nodes(text: str | bytes, faults: Faults, *, max_bytes: int = MAX_YAML_B
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = Mark(line=mark.line + 1, column=mark.column + 1) if mark is not None else None
-        faults.note("", "syntax", f"not YAML: {error.problem or error.context}", at)
+        problem = error.problem or error.context or "it cannot be read"
+        faults.note("", "syntax", f"not YAML: {problem}{_SYNTAX_HINTS.get(problem, '')}", at)
     # ValueError, OverflowError: the Python parser's answer to escapes beyond Unicode.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         faults.note("", "syntax", f"not YAML: {cut(str(error))}")
     finally:
         parser.dispose()
     return None
+
+
+_SYNTAX_HINTS = {
+    "mapping values are not allowed in this context": "; put a text that holds ': ' in quotes",
+    "mapping values are not allowed here": "; put a text that holds ': ' in quotes",
+    "found character that cannot start any token": "; indent with spaces; put a text that begins with @ or ` in quotes",
+}
+"""The two mistakes everybody makes with expressions in YAML, by what the parsers say."""
 
 
 def _decode(text: str | bytes, faults: Faults, max_bytes: int) -> str | None:
@@ -469,9 +478,11 @@ class MapReader:
     def close(self) -> None:
         """Notes every key that was not asked for, with the nearest one that was."""
         for key, (mark, _) in self._fields.items():
-            if key in self._asked or self.faults.full:
+            if key in self._asked:
                 continue
-            near = difflib.get_close_matches(key, self._asked, n=1) if len(key) <= 64 else []
+            # Comparing is slow; where the fault will not be listed, or the key is no slip of the pen, it is left out.
+            compare = len(key) <= 64 and not self.faults.full
+            near = difflib.get_close_matches(key, self._asked, n=1) if compare else []
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self._asked))}"
             self.faults.note(self.path_of(key), "unknown_key", f"unknown key; {hint}", mark)
 
