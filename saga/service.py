@@ -288,7 +288,8 @@ class SagaService:
             saga, (await self._definition(saga)).definition, transitions.UndoRetryRequested(), self._clock.now()
         )
         try:
-            after = await self._record(record)
+            # Freed by the same write: the worker that ended it still stands in the row, and runs it no more.
+            after = await self._record(msgspec.structs.replace(record, release=True))
         except LeaseLost:
             raise Conflict(f"saga {saga.saga_id} is being changed by another request") from None
         self._supervisor.wake()

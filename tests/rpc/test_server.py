@@ -1,0 +1,645 @@
+"""The gRPC door, asked by a grpclib client over a real connection."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import pytest
+import trio
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.const import Status
+from grpclib.encoding.base import CodecBase
+from grpclib.encoding.proto import ProtoStatusDetailsCodec
+from grpclib.exceptions import GRPCError
+from grpclib.health.v1.health_grpc import HealthStub
+from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpclib.reflection.v1.reflection_grpc import ServerReflectionStub
+from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest
+from grpclib.reflection.v1alpha.reflection_grpc import ServerReflectionStub as AlphaReflectionStub
+from grpclib.reflection.v1alpha.reflection_pb2 import ServerReflectionRequest as AlphaReflectionRequest
+from k1s0.system.common.v1.types_pb2 import Pagination, Timestamp
+from k1s0.system.saga.v1 import saga_pb2 as pb
+from k1s0.system.saga.v1.saga_grpc import SagaServiceStub
+
+from bridge import call_trio, open_loop, run_aio
+from rpc.server import MESSAGE_SLACK_BYTES, GrpcFront, serve_grpc
+from saga.errors import Unavailable
+from tests.support.orchestrator import HANGS, ORDER, REFUSED, House, orchestrator
+from web.metrics import PrometheusMeter
+
+T = TypeVar("T")
+NO_SAGA = "00000000-0000-4000-8000-000000000000"
+
+
+class Door:
+    """An orchestrator, its gRPC door, and a client."""
+
+    def __init__(self, house: House, front: GrpcFront, channel: Channel, meter: PrometheusMeter) -> None:
+        self.house = house
+        self.front = front
+        self.channel = channel
+        self.meter = meter
+        self.stub = SagaServiceStub(channel)
+
+    async def ask(self, method: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        async def asked() -> T:
+            return await method(*args, timeout=10, **kwargs)
+
+        return await run_aio(asked())
+
+    async def refused(self, method: Callable[..., Awaitable[Any]], request: Message, **kwargs: Any) -> GRPCError:
+        with pytest.raises(GRPCError) as caught:
+            await self.ask(method, request, **kwargs)
+        return caught.value
+
+    async def start(self, **fields: Any) -> str:
+        answer = await self.ask(self.stub.StartSaga, pb.StartSagaRequest(workflow_name="order", **fields))
+        return answer.saga_id
+
+    async def ended(self, saga_id: str) -> pb.GetSagaResponse:
+        return await self.ask(self.stub.GetSaga, pb.GetSagaRequest(saga_id=saga_id, wait_secs=9))
+
+
+@asynccontextmanager
+async def open_door(max_payload_bytes: int = 1 << 20) -> AsyncIterator[Door]:
+    meter = PrometheusMeter()
+    async with (
+        open_loop(),
+        orchestrator(meter, max_payload_bytes) as house,
+        serve_grpc(house.service, "127.0.0.1", 0, drain=house.drain, meter=meter) as front,
+    ):
+        channel = Channel("127.0.0.1", front.port, status_details_codec=ProtoStatusDetailsCodec())
+        try:
+            yield Door(house, front, channel, meter)
+        finally:
+            channel.close()
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Door]:
+    async with open_door() as opened:
+        yield opened
+
+
+def reason(error: GRPCError) -> str:
+    (info,) = [detail for detail in error.details if isinstance(detail, ErrorInfo)]
+    assert info.domain == "saga"
+    return str(info.reason)
+
+
+def fields(error: GRPCError) -> list[str]:
+    return [v.field for detail in error.details if isinstance(detail, BadRequest) for v in detail.field_violations]
+
+
+async def test_a_saga_is_started_and_read_with_every_field_of_its_state_and_logs(door: Door) -> None:
+    saga_id = await door.start(payload=b'{"order_id": "o-1"}', correlation_id="c-1", initiated_by="shop")
+    detail = await door.ended(saga_id)
+    state = detail.saga
+    assert (state.id, state.workflow_name, state.workflow_version) == (saga_id, "order", 1)
+    assert (state.status, state.current_step, json.loads(state.payload)) == ("COMPLETED", 2, {"order_id": "o-1"})
+    assert (state.correlation_id, state.initiated_by, state.error_message) == ("c-1", "shop", "")
+    assert (state.compensation_failed, state.attempt, state.HasField("next_attempt_at")) == (False, 0, False)
+    assert 0 < state.created_at.seconds <= state.updated_at.seconds
+    assert [(log.step_index, log.step_name, log.action, log.status) for log in detail.step_logs] == [
+        (0, "reserve", "EXECUTE", "SUCCESS"),
+        (1, "charge", "EXECUTE", "SUCCESS"),
+    ]
+    log = detail.step_logs[0]
+    assert log.id
+    assert (log.saga_id, log.attempts, log.error_message) == (saga_id, 1, "")
+    assert json.loads(log.request_payload) == {"order_id": "o-1"}
+    assert json.loads(log.response_payload) == {"ok": True}
+    assert log.started_at.seconds <= log.completed_at.seconds
+
+
+async def test_start_answers_started_and_an_empty_payload_is_an_empty_object(door: Door) -> None:
+    answer = await door.ask(door.stub.StartSaga, pb.StartSagaRequest(workflow_name="order"))
+    assert (answer.status, answer.replayed) == ("STARTED", False)
+    assert (await door.ended(answer.saga_id)).saga.payload == b"{}"
+
+
+@pytest.mark.parametrize(
+    "payload", [b"[]", b"1", b"null", b"{", b"\xff", b'{"a": NaN}', b"[" * 100_000, b'"' + b"x" * 9]
+)
+async def test_a_payload_that_is_no_json_object_is_refused_by_its_field(door: Door, payload: bytes) -> None:
+    error = await door.refused(door.stub.StartSaga, pb.StartSagaRequest(workflow_name="order", payload=payload))
+    assert (error.status, reason(error)) == (Status.INVALID_ARGUMENT, "SYS_SAGA_VALIDATION_ERROR")
+    assert fields(error) == ["payload"]
+    assert await door.start()
+
+
+async def test_a_payload_nested_too_deep_is_refused_by_its_field(door: Door) -> None:
+    payload = b'{"a":' * 100 + b"{}" + b"}" * 100
+    error = await door.refused(door.stub.StartSaga, pb.StartSagaRequest(workflow_name="order", payload=payload))
+    assert (error.status, fields(error)) == (Status.INVALID_ARGUMENT, ["payload"])
+    assert await door.start(payload=b'{"a":' * 99 + b"{}" + b"}" * 99)
+
+
+async def test_every_field_at_fault_is_named(door: Door) -> None:
+    request = pb.StartSagaRequest(workflow_name="", correlation_id="x" * 256, initiated_by="a\nb")
+    error = await door.refused(door.stub.StartSaga, request)
+    assert error.status is Status.INVALID_ARGUMENT
+    assert fields(error) == ["workflow_name", "correlation_id", "initiated_by"]
+
+
+async def test_unknown_workflow_is_not_found(door: Door) -> None:
+    error = await door.refused(door.stub.StartSaga, pb.StartSagaRequest(workflow_name="nope"))
+    assert (error.status, reason(error)) == (Status.NOT_FOUND, "SYS_SAGA_NOT_FOUND")
+    assert error.message == "workflow not found: nope"
+
+
+@pytest.mark.parametrize("saga_id", [NO_SAGA, "", "no id", "\u0000", "x" * 10_000])
+async def test_unknown_saga_is_not_found_whatever_is_asked_of_it(door: Door, saga_id: str) -> None:
+    for error in (
+        await door.refused(door.stub.GetSaga, pb.GetSagaRequest(saga_id=saga_id)),
+        await door.refused(door.stub.CancelSaga, pb.CancelSagaRequest(saga_id=saga_id)),
+        await door.refused(door.stub.RetryCompensation, pb.RetryCompensationRequest(saga_id=saga_id)),
+        await door.refused(door.stub.WatchSaga, pb.WatchSagaRequest(saga_id=saga_id)),
+    ):
+        assert (error.status, reason(error)) == (Status.NOT_FOUND, "SYS_SAGA_NOT_FOUND")
+
+
+async def test_an_idempotency_key_gives_the_same_saga_and_another_request_under_it_is_refused(door: Door) -> None:
+    request = pb.StartSagaRequest(workflow_name="order", payload=b'{"n": 1}')
+    key = {"idempotency-key": "k-1"}
+    first = await door.ask(door.stub.StartSaga, request, metadata=key)
+    await door.ended(first.saga_id)
+    second = await door.ask(door.stub.StartSaga, request, metadata=key)
+    assert (second.saga_id, second.status, second.replayed) == (first.saga_id, "STARTED", True)
+    other = pb.StartSagaRequest(workflow_name="order", payload=b'{"n": 2}')
+    error = await door.refused(door.stub.StartSaga, other, metadata=key)
+    assert (error.status, reason(error)) == (Status.FAILED_PRECONDITION, "SYS_SAGA_CONFLICT")
+    too_long = await door.refused(door.stub.StartSaga, request, metadata={"idempotency-key": "k" * 256})
+    assert (too_long.status, fields(too_long)) == (Status.INVALID_ARGUMENT, ["Idempotency-Key"])
+
+
+async def test_traceparent_is_handed_to_the_participants(door: Door) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    sent = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    answer = await door.ask(door.stub.StartSaga, pb.StartSagaRequest(workflow_name="order"), metadata=sent)
+    await door.ended(answer.saga_id)
+    assert {call.traceparent.split("-")[1] for call in door.house.calls} == {trace}
+
+
+async def test_a_cancel_holds_and_a_terminal_saga_cannot_be_cancelled(door: Door) -> None:
+    door.house.answers["Payment.Charge"] = [HANGS]
+    saga_id = await door.start()
+    answer = await door.ask(door.stub.CancelSaga, pb.CancelSagaRequest(saga_id=saga_id))
+    assert (answer.success, answer.message) == (True, f"saga {saga_id} cancelled")
+    assert (await door.ended(saga_id)).saga.status == "CANCELLED"
+    error = await door.refused(door.stub.CancelSaga, pb.CancelSagaRequest(saga_id=saga_id))
+    assert (error.status, reason(error)) == (Status.FAILED_PRECONDITION, "SYS_SAGA_CONFLICT")
+
+
+async def test_failed_compensations_can_be_found_and_run_again(door: Door) -> None:
+    door.house.answers["Payment.Charge"] = [REFUSED]
+    door.house.answers["Inventory.Release"] = [REFUSED]
+    saga_id = await door.start()
+    failed = (await door.ended(saga_id)).saga
+    assert (failed.status, failed.compensation_failed) == ("FAILED", True)
+    listed = await door.ask(door.stub.ListSagas, pb.ListSagasRequest(compensation_failed=True))
+    assert [saga.id for saga in listed.sagas] == [saga_id]
+    others = await door.ask(door.stub.ListSagas, pb.ListSagasRequest(compensation_failed=False))
+    assert list(others.sagas) == []
+    del door.house.answers["Inventory.Release"]
+    again = await door.ask(door.stub.RetryCompensation, pb.RetryCompensationRequest(saga_id=saga_id))
+    assert (again.saga_id, again.status) == (saga_id, "COMPENSATING")
+    done = (await door.ended(saga_id)).saga
+    assert (done.status, done.compensation_failed) == ("FAILED", False)
+    error = await door.refused(door.stub.RetryCompensation, pb.RetryCompensationRequest(saga_id=saga_id))
+    assert (error.status, reason(error)) == (Status.FAILED_PRECONDITION, "SYS_SAGA_CONFLICT")
+
+
+async def test_a_list_without_pagination_is_page_1_of_20_newest_first(door: Door) -> None:
+    ids = [await door.start() for _ in range(21)]
+    page = await door.ask(door.stub.ListSagas, pb.ListSagasRequest())
+    assert [saga.id for saga in page.sagas] == ids[:0:-1]
+    result = page.pagination
+    assert (result.total_count, result.page, result.page_size, result.has_next) == (21, 1, 20, True)
+    rest = await door.ask(door.stub.ListSagas, pb.ListSagasRequest(cursor=result.next_cursor))
+    assert [saga.id for saga in rest.sagas] == ids[:1]
+    assert (rest.pagination.has_next, rest.pagination.next_cursor) == (False, "")
+    second = await door.ask(door.stub.ListSagas, pb.ListSagasRequest(pagination=Pagination(page=3, page_size=10)))
+    assert [saga.id for saga in second.sagas] == ids[:1]
+    assert (second.pagination.page, second.pagination.page_size) == (3, 10)
+
+
+async def test_a_list_is_filtered_by_each_field(door: Door) -> None:
+    one = await door.start(correlation_id="c-1")
+    await door.start(correlation_id="c-2")
+    created = (await door.ended(one)).saga.created_at
+
+    async def count(**where: Any) -> int:
+        page = await door.ask(door.stub.ListSagas, pb.ListSagasRequest(**where))
+        return int(page.pagination.total_count)
+
+    assert await count(correlation_id="c-1") == 1
+    assert await count(workflow_name="order") == 2
+    assert await count(workflow_name="other") == 0
+    assert await count(status="COMPLETED", correlation_id="c-1") == 1
+    assert await count(status="FAILED") == 0
+    assert await count(created_after=created) == 2
+    assert await count(created_before=created) == 0
+    assert await count(created_after=Timestamp(seconds=created.seconds + 3600)) == 0
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "at_fault"),
+    [
+        ({"status": "DONE"}, ["status"]),
+        ({"status": "running"}, ["status"]),
+        ({"pagination": Pagination(page=-1)}, ["page"]),
+        ({"pagination": Pagination(page_size=201)}, ["page_size"]),
+        ({"pagination": Pagination(page=-1, page_size=-1)}, ["page", "page_size"]),
+        ({"cursor": "x"}, ["cursor"]),
+        ({"created_after": Timestamp(seconds=1 << 60)}, ["created_after"]),
+        ({"created_after": Timestamp(nanos=-1), "created_before": Timestamp(seconds=-(1 << 60))}, 2),
+        ({"workflow_name": "a\u0000"}, ["workflow_name"]),
+        ({"correlation_id": "a\u0000"}, ["correlation_id"]),
+    ],
+)
+async def test_a_list_request_that_breaks_a_rule_is_refused_by_its_field(
+    door: Door, request_fields: dict[str, Any], at_fault: list[str] | int
+) -> None:
+    error = await door.refused(door.stub.ListSagas, pb.ListSagasRequest(**request_fields))
+    assert (error.status, reason(error)) == (Status.INVALID_ARGUMENT, "SYS_SAGA_VALIDATION_ERROR")
+    assert fields(error) == at_fault or len(fields(error)) == at_fault
+
+
+@pytest.mark.parametrize("wait_secs", [-1, 60.5, float("nan"), float("inf")])
+async def test_a_wait_out_of_range_is_refused_by_its_field(door: Door, wait_secs: float) -> None:
+    error = await door.refused(door.stub.GetSaga, pb.GetSagaRequest(saga_id=NO_SAGA, wait_secs=wait_secs))
+    assert (error.status, fields(error)) == (Status.INVALID_ARGUMENT, ["wait_secs"])
+
+
+async def test_a_workflow_is_registered_once_a_version_and_can_be_read(door: Door) -> None:
+    same = await door.ask(door.stub.RegisterWorkflow, pb.RegisterWorkflowRequest(workflow_yaml=ORDER))
+    assert (same.name, same.version, same.step_count) == ("order", 1, 2)
+    changed = ORDER.replace("max_attempts: 1", "max_attempts: 2")
+    assert (await door.ask(door.stub.RegisterWorkflow, pb.RegisterWorkflowRequest(workflow_yaml=changed))).version == 2
+    (summary,) = (await door.ask(door.stub.ListWorkflows, pb.ListWorkflowsRequest())).workflows
+    assert (summary.name, summary.version, summary.step_count) == ("order", 2, 2)
+    assert list(summary.step_names) == ["reserve", "charge"]
+    read = await door.ask(door.stub.GetWorkflow, pb.GetWorkflowRequest(name="order"))
+    assert read.workflow == summary
+    assert json.loads(read.definition)["steps"][1]["retry"]["max_attempts"] == 2
+
+
+async def test_a_bad_workflow_is_refused_with_the_path_of_every_field(door: Door) -> None:
+    text = "name: x\nsteps:\n  - name: a\n    service: inventory\n    method: nope\n    retry: {max_attempts: 0}\n"
+    error = await door.refused(door.stub.RegisterWorkflow, pb.RegisterWorkflowRequest(workflow_yaml=text))
+    assert (error.status, reason(error)) == (Status.INVALID_ARGUMENT, "SYS_SAGA_VALIDATION_ERROR")
+    assert set(fields(error)) == {"steps[0].method", "steps[0].retry.max_attempts"}
+
+
+@pytest.mark.parametrize("name", ["nope", "", "a\u0000"])
+async def test_an_unknown_workflow_cannot_be_read(door: Door, name: str) -> None:
+    error = await door.refused(door.stub.GetWorkflow, pb.GetWorkflowRequest(name=name))
+    assert (error.status, reason(error)) == (Status.NOT_FOUND, "SYS_SAGA_NOT_FOUND")
+
+
+async def test_a_watch_tells_each_state_and_ends_after_the_final_one(door: Door) -> None:
+    door.house.answers["Inventory.Reserve"] = [HANGS]
+    door.house.answers["Payment.Charge"] = [REFUSED]
+    saga_id = await door.start()
+    seen: list[str] = []
+    began = trio.Event()
+
+    async def watch() -> None:
+        async with door.stub.WatchSaga.open(timeout=10) as stream:
+            await stream.send_message(pb.WatchSagaRequest(saga_id=saga_id), end=True)
+            async for message in stream:
+                seen.append(message.saga.status)
+                began.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_aio, watch())
+        await began.wait()
+        del door.house.answers["Inventory.Reserve"][:]
+        door.house.answers["Inventory.Reserve"] = [REFUSED]
+        door.house.let_go.set()
+    assert seen[0] == "RUNNING"
+    assert seen[-1] == "FAILED"
+
+
+async def test_a_watch_of_an_ended_saga_tells_its_state_and_ends(door: Door) -> None:
+    saga_id = await door.start()
+    await door.ended(saga_id)
+    (message,) = await door.ask(door.stub.WatchSaga, pb.WatchSagaRequest(saga_id=saga_id))
+    assert (message.saga.id, message.saga.status) == (saga_id, "COMPLETED")
+
+
+async def test_a_watcher_that_leaves_is_forgotten(door: Door) -> None:
+    door.house.answers["Payment.Charge"] = [HANGS]
+    saga_id = await door.start()
+
+    async def look_once() -> None:
+        async with door.stub.WatchSaga.open() as stream:
+            await stream.send_message(pb.WatchSagaRequest(saga_id=saga_id), end=True)
+            await stream.recv_message()
+            await stream.cancel()
+
+    await run_aio(look_once())
+    await run_aio(door.channel.__aexit__(None, None, None))
+    watchers = door.house.service._watchers
+    with trio.fail_after(5):
+        while len(watchers):
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_drain_ends_watches_with_unavailable_and_long_reads_with_the_state_of_now(door: Door) -> None:
+    door.house.answers["Payment.Charge"] = [HANGS]
+    saga_id = await door.start()
+    watched = trio.Event()
+    outcomes: list[Any] = []
+
+    async def watch() -> None:
+        try:
+            async with door.stub.WatchSaga.open(timeout=10) as stream:
+                await stream.send_message(pb.WatchSagaRequest(saga_id=saga_id), end=True)
+                async for _ in stream:
+                    watched.set()
+        except GRPCError as error:
+            outcomes.append(error)
+
+    async def read() -> None:
+        outcomes.append(await door.ended(saga_id))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_aio, watch())
+        nursery.start_soon(read)
+        await watched.wait()
+        while len(door.house.service._watchers) < 2:
+            await trio.lowlevel.checkpoint()
+        door.house.drain.begin()
+        await door.front.drain(5)
+    (error,) = [outcome for outcome in outcomes if isinstance(outcome, GRPCError)]
+    assert (error.status, reason(error)) == (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE")
+    (detail,) = [outcome for outcome in outcomes if isinstance(outcome, pb.GetSagaResponse)]
+    assert detail.saga.status == "RUNNING"
+
+
+async def test_the_request_id_is_echoed_with_an_answer_and_with_an_error(door: Door) -> None:
+    async def metadata_of(request: Message, sent: dict[str, str]) -> tuple[Any, Any]:
+        async with door.stub.GetSaga.open(timeout=10, metadata=sent) as stream:
+            await stream.send_message(request, end=True)
+            try:
+                await stream.recv_message()
+                await stream.recv_trailing_metadata()
+            except GRPCError:
+                pass
+            return stream.initial_metadata or {}, stream.trailing_metadata or {}
+
+    saga_id = await door.start()
+    initial, _ = await run_aio(metadata_of(pb.GetSagaRequest(saga_id=saga_id), {"x-request-id": "r-1"}))
+    assert initial["x-request-id"] == "r-1"
+    initial, trailing = await run_aio(metadata_of(pb.GetSagaRequest(saga_id=NO_SAGA), {"x-request-id": "r-2"}))
+    assert "r-2" in (trailing.get("x-request-id"), initial.get("x-request-id"))
+    initial, _ = await run_aio(metadata_of(pb.GetSagaRequest(saga_id=saga_id), {"x-request-id": "x" * 129}))
+    assert len(initial["x-request-id"]) == 36
+
+
+async def test_an_absent_store_is_unavailable(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*args: object, **kwargs: object) -> None:
+        raise Unavailable("database cannot be reached")
+
+    monkeypatch.setattr(door.house.store, "get", away)
+    error = await door.refused(door.stub.GetSaga, pb.GetSagaRequest(saga_id=NO_SAGA))
+    assert (error.status, reason(error)) == (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE")
+
+
+async def test_our_own_bug_is_internal_tells_nothing_and_is_logged_with_the_request_id(
+    door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("secret of the inside")
+
+    monkeypatch.setattr(door.house.store, "get", broken)
+    with caplog.at_level(logging.ERROR):
+        error = await door.refused(
+            door.stub.GetSaga, pb.GetSagaRequest(saga_id=NO_SAGA), metadata={"x-request-id": "r-7"}
+        )
+    assert (error.status, reason(error), error.message) == (
+        Status.INTERNAL,
+        "SYS_SAGA_INTERNAL_ERROR",
+        "internal error",
+    )
+    assert "secret" not in str(error.details)
+    assert "r-7" in caplog.text
+    assert "secret of the inside" in caplog.text
+
+
+async def test_a_payload_over_the_limit_is_resource_exhausted() -> None:
+    async with open_door(max_payload_bytes=1000) as door:
+        payload = json.dumps({"a": "x" * 1000}).encode()
+        error = await door.refused(door.stub.StartSaga, pb.StartSagaRequest(workflow_name="order", payload=payload))
+        assert (error.status, reason(error)) == (Status.RESOURCE_EXHAUSTED, "SYS_SAGA_PAYLOAD_TOO_LARGE")
+        assert fields(error) == ["payload"]
+
+
+async def test_a_message_over_the_limit_is_refused_before_it_is_read_and_the_server_goes_on(door: Door) -> None:
+    payload = b"x" * ((1 << 20) + MESSAGE_SLACK_BYTES)
+
+    error = await door.refused(door.stub.StartSaga, pb.StartSagaRequest(workflow_name="order", payload=payload))
+    assert (error.status, reason(error)) == (Status.RESOURCE_EXHAUSTED, "SYS_SAGA_PAYLOAD_TOO_LARGE")
+    assert await door.start()
+
+
+class _Bytes(CodecBase):
+    __content_subtype__ = "proto"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        return bytes(message)
+
+    def decode(self, data: bytes, message_type: Any) -> Any:
+        return data
+
+
+async def raw_call(door: Door, data: bytes) -> Any:
+    channel = Channel("127.0.0.1", door.front.port, codec=_Bytes(), status_details_codec=ProtoStatusDetailsCodec())
+    method: Any = UnaryUnaryMethod(channel, "/k1s0.system.saga.v1.SagaService/StartSaga", bytes, bytes)
+    try:
+        return await door.ask(method, data)
+    finally:
+        channel.close()
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\xff", b"\x0a\x02\xff\xfe", b"\x07", b"hello"])
+async def test_bytes_that_are_no_message_are_an_invalid_argument_and_the_server_goes_on(
+    door: Door, data: bytes
+) -> None:
+    with pytest.raises(GRPCError) as caught:
+        await raw_call(door, data)
+    assert (caught.value.status, reason(caught.value)) == (Status.INVALID_ARGUMENT, "SYS_SAGA_VALIDATION_ERROR")
+    assert await door.start()
+
+
+HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/k1s0.system.saga.v1.SagaService/StartSaga"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", Status.INVALID_ARGUMENT),
+        (b"\x00\x00", Status.INVALID_ARGUMENT),
+        (b"\x00\x00\x00\x00\x09abc", Status.INVALID_ARGUMENT),
+        (b"\x01\x00\x00\x00\x00", Status.UNIMPLEMENTED),
+        (b"\x00" + struct.pack(">I", 0xFFFFFFFF), Status.RESOURCE_EXHAUSTED),
+    ],
+    ids=["no message", "half a prefix", "cut short", "compressed", "4 GiB announced"],
+)
+async def test_broken_framing_has_a_status_and_the_server_goes_on(door: Door, body: bytes, status: Status) -> None:
+    async def send() -> Status:
+        connection = await door.channel.__connect__()
+        stream = connection.processor.connection.create_stream()
+        release = await stream.send_request(HEADERS, _processor=connection.processor)
+        try:
+            await stream.send_data(body, end_stream=True) if body else await stream.end()
+            return Status(int(dict(await stream.recv_headers())["grpc-status"]))
+        finally:
+            release()
+
+    with trio.fail_after(5):
+        assert await run_aio(send()) is status
+    assert await door.start()
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\xff" * 200,
+        PREFACE + b"\xff" * 100,
+        PREFACE + b"\x00\x00\x04\x42\x00\x00\x00\x00\x00abcd",
+        PREFACE + b"\x00\x00\x03\x00\x00\x00\x00\x00\x05abc",
+        PREFACE + b"\x00\x00\x03\x01\x04\x00\x00\x00\x01\xff\xff\xff",
+        PREFACE + b"\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x00",
+    ],
+    ids=[
+        "http/1.1",
+        "noise",
+        "noise after the preface",
+        "unknown frame",
+        "data on idle",
+        "bad headers",
+        "reset of idle",
+    ],
+)
+async def test_what_is_no_grpc_at_all_leaves_the_server_alive(
+    door: Door, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = await trio.open_tcp_stream("127.0.0.1", door.front.port)
+    async with stream:
+        await stream.send_all(data)
+        with trio.move_on_after(0.2):
+            await stream.receive_some()
+    assert await door.start()
+
+
+async def test_an_unknown_method_is_unimplemented(door: Door) -> None:
+    async def send() -> Status:
+        connection = await door.channel.__connect__()
+        stream = connection.processor.connection.create_stream()
+        headers = [
+            (":path", "/k1s0.system.saga.v1.SagaService/Nope") if name == ":path" else (name, value)
+            for name, value in HEADERS
+        ]
+        release = await stream.send_request(headers, end_stream=True, _processor=connection.processor)
+        try:
+            return Status(int(dict(await stream.recv_headers())["grpc-status"]))
+        finally:
+            release()
+
+    assert await run_aio(send()) is Status.UNIMPLEMENTED
+
+
+async def test_a_start_whose_client_gives_up_is_finished_all_the_same(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = door.house.store.create
+    reached, go_on, created = trio.Event(), trio.Event(), trio.Event()
+
+    async def slow(new: Any) -> Any:
+        reached.set()
+        await go_on.wait()
+        result = await create(new)
+        created.set()
+        return result
+
+    monkeypatch.setattr(door.house.store, "create", slow)
+
+    async def start_and_leave() -> None:
+        async with door.stub.StartSaga.open() as stream:
+            await stream.send_message(pb.StartSagaRequest(workflow_name="order", correlation_id="left"), end=True)
+            await call_trio(reached.wait)
+            await stream.cancel()
+
+    await run_aio(start_and_leave())
+    await door.ask(door.stub.ListWorkflows, pb.ListWorkflowsRequest())  # behind the reset on the same connection
+    go_on.set()
+    with trio.fail_after(5):
+        await created.wait()
+        page = await door.ask(door.stub.ListSagas, pb.ListSagasRequest(correlation_id="left"))
+        assert (await door.ended(page.sagas[0].id)).saga.status == "COMPLETED"
+
+
+async def test_health_is_serving_by_name_and_overall_and_not_serving_once_the_drain_began(door: Door) -> None:
+    health = HealthStub(door.channel)
+    for name in ("", "k1s0.system.saga.v1.SagaService"):
+        answer = await door.ask(health.Check, HealthCheckRequest(service=name))
+        assert answer.status == HealthCheckResponse.SERVING
+    error = await door.refused(health.Check, HealthCheckRequest(service="nope"))
+    assert error.status is Status.NOT_FOUND
+
+
+async def test_health_is_not_serving_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_door() as door:
+
+        async def away() -> None:
+            raise Unavailable("database cannot be reached")
+
+        monkeypatch.setattr(door.house.store, "ping", away)
+        answer = await door.ask(HealthStub(door.channel).Check, HealthCheckRequest())
+        assert answer.status == HealthCheckResponse.NOT_SERVING
+
+
+async def test_reflection_lists_the_services_in_v1_and_v1alpha(door: Door) -> None:
+    for stub, request in (
+        (ServerReflectionStub(door.channel), ServerReflectionRequest(list_services="")),
+        (AlphaReflectionStub(door.channel), AlphaReflectionRequest(list_services="")),
+    ):
+        (answer,) = await door.ask(stub.ServerReflectionInfo, [request])
+        names = {service.name for service in answer.list_services_response.service}
+        assert {"k1s0.system.saga.v1.SagaService", "grpc.health.v1.Health"} <= names
+
+
+async def test_calls_are_counted_by_method_and_code(door: Door) -> None:
+    await door.start()
+    await door.refused(door.stub.GetSaga, pb.GetSagaRequest(saga_id=NO_SAGA))
+    text = door.meter.render().decode()
+    assert 'saga_grpc_calls_total{code="OK",method="StartSaga"} 1.0' in text
+    assert 'saga_grpc_calls_total{code="NOT_FOUND",method="GetSaga"} 1.0' in text
+
+
+async def test_times_keep_their_microseconds(door: Door) -> None:
+    saga_id = await door.start()
+    stored = await door.house.service.saga(saga_id)
+    sent = (await door.ended(saga_id)).saga.created_at
+    assert datetime.fromtimestamp(sent.seconds, UTC).replace(microsecond=sent.nanos // 1000) == stored.created_at
