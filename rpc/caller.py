@@ -116,6 +116,10 @@ class GrpcStepCaller:
             retry_after_secs=retry_after_of(reply),
         )
 
+    def connections(self, service: str) -> int:
+        """How many connections to this service are open now."""
+        return self._participants[service].channel.connections
+
     async def aclose(self) -> None:
         """Closes every connection; calls in flight end as unknown, later ones as not done."""
         for participant in self._participants.values():
