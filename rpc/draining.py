@@ -19,6 +19,14 @@ from grpclib.server import Handler, Server
 
 LAST_REPLY_SECS = 0.1
 """Between the last reply and GOAWAY: a grpclib client that reads both in one chunk throws the reply away."""
+ENDLESS = frozenset(
+    {
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    }
+)
+"""Calls that end only when their client wants it; a drain does not wait for them."""
 CLOSE_SECS = 2.0
 """How long a connection may take to flush what is still to be sent before it is cut. A guess."""
 
@@ -28,12 +36,22 @@ class _RefusingHandler(Handler):
 
     refusing = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._endless: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
+
     def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]) -> None:
         if self.refusing:
             # Kept with the other tasks: a reset of the stream looks for it there.
             self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream))
         else:
             super().accept(stream, headers, release_stream)
+            if dict(headers).get(":path") in ENDLESS:
+                self._endless.add(self._tasks[stream])
+
+    def awaited(self) -> list[asyncio.Task[None]]:
+        """The calls that a drain should wait for."""
+        return [call for call in self._tasks.values() if not call.done() and call not in self._endless]
 
 
 class DrainingServer(Server):
@@ -59,18 +77,17 @@ class DrainingServer(Server):
         self._protocols.add(protocol)
         return protocol
 
-    def _calls(self) -> list[asyncio.Task[None]]:
-        return [call for handler in self._handlers for call in handler._tasks.values() if not call.done()]
-
     async def drain(self, grace_secs: float) -> None:
         """Stops: no new connection, new calls get UNAVAILABLE, running calls have `grace_secs`, then all is closed."""
         assert self._server is not None
         self._refusing = True
+        self._server.close()
+        calls = []
         for handler in self._handlers:
             assert isinstance(handler, _RefusingHandler)
             handler.refusing = True
-        self._server.close()
-        if calls := self._calls():
+            calls += handler.awaited()
+        if calls:
             await asyncio.wait(calls, timeout=grace_secs)
         self.close()
         await asyncio.sleep(LAST_REPLY_SECS)

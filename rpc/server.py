@@ -319,7 +319,9 @@ async def _start(servicer: Servicer, service: SagaService, host: str, port: int,
 
     serving = ServiceStatus()
     serving.set(True)
-    checks = [serving, ServiceCheck(database_answers, check_ttl=5, check_timeout=5)]
+    database = ServiceCheck(database_answers, check_ttl=5, check_timeout=5)
+    await database.__check__()  # without a first answer a watcher would be told NOT_SERVING
+    checks = [serving, database]
     server = DrainingServer(
         ServerReflection.extend([servicer, Health({servicer: checks, OVERALL: checks})]),
         codec=ProtoCodec(),
