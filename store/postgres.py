@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -146,6 +147,8 @@ class PostgresStore:
         self._pool = pool
         self._events = events
         self._clock = clock
+        # Ids of claims and creations that may have made a worker owner although nobody was told. The next claim asks.
+        self._lost_claim_ids: set[str] = set()
         self._single_writes = _Link(dsn, _READER_SESSION)
         self._creation_link = _Link(dsn, _WRITER_SESSION)
         self._move_links = [_Link(dsn, _WRITER_SESSION) for _ in range(MOVE_LANES)]
@@ -187,7 +190,15 @@ class PostgresStore:
     # --- the lanes' work ----------------------------------------------------------------------------------------------
 
     async def _write_creations(self, batch: Sequence[CreateRow]) -> Sequence[Created | Exception]:
-        return await run_aio(self._creation_link.exchange(lambda connection: self._create_all(connection, batch)))
+        # One id a saga, unlike a claim's: a creation can be sent again and be answered by itself.
+        claim_ids = {row.new.saga_id: str(uuid.uuid4()) for row in batch if row.new.owner is not None}
+        try:
+            return await run_aio(
+                self._creation_link.exchange(lambda connection: self._create_all(connection, batch, claim_ids))
+            )
+        except Unavailable:
+            self._lost_claim_ids.update(claim_ids.values())
+            raise
 
     def _move_writer(
         self, link: _Link
@@ -197,13 +208,15 @@ class PostgresStore:
 
         return write
 
-    async def _create_all(self, connection: Connection, batch: Sequence[CreateRow]) -> list[Created | Exception]:
+    async def _create_all(
+        self, connection: Connection, batch: Sequence[CreateRow], claim_ids: dict[str, str]
+    ) -> list[Created | Exception]:
         made: dict[str, datetime] = {}
         results: dict[str, Created | Exception] = {}
         left = list(batch)
         # A row can be refused for one that is gone by the time we look (an operator deletes): then once more.
         while left:
-            for row in await self._insert_sagas(connection, left):
+            for row in await self._insert_sagas(connection, left, claim_ids):
                 made[str(row["id"])] = row["created_at"]
             refused = [row for row in left if row.new.saga_id not in made]
             left = []
@@ -216,7 +229,10 @@ class PostgresStore:
                         row.new.idempotency_key for row in refused if row.new.idempotency_key is not None
                     ],
                 )
+                found = {str(row["id"]): row for row in earlier}
                 for row in refused:
+                    if row.new.saga_id in found:  # sent before: now its caller is told, and no claim need be
+                        self._lost_claim_ids.discard(str(found[row.new.saga_id]["claim_id"]))
                     judged = rows.judge_refused_create(row.new, earlier, _instant)
                     if judged is None:
                         left.append(row)
@@ -228,7 +244,9 @@ class PostgresStore:
                 results[row.new.saga_id] = Created(saga=rows.new_saga_as_stored(row.new, created_at))
         return [results[row.new.saga_id] for row in batch]
 
-    async def _insert_sagas(self, connection: Connection, batch: list[CreateRow]) -> list[Any]:
+    async def _insert_sagas(
+        self, connection: Connection, batch: list[CreateRow], claim_ids: dict[str, str]
+    ) -> list[Any]:
         news = [row.new for row in batch]
         return await _fetch(
             connection,
@@ -244,6 +262,7 @@ class PostgresStore:
             traceparents=[new.traceparent for new in news],
             owners=[new.owner for new in news],
             epochs=[rows.first_epoch(new) for new in news],
+            claim_ids=[claim_ids.get(new.saga_id) for new in news],
             events=self._events,
             now=self._now(),
         )
@@ -375,12 +394,31 @@ class PostgresStore:
         return await self._write(say)
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
+        """As the port says; and what this worker was made owner of by an earlier call whose answer never came, be it
+        beyond `limit`: nobody else would ever run it."""
+        claim_id = str(uuid.uuid4())
+        lost = set(self._lost_claim_ids)
+
         async def say(connection: Connection) -> list[Claimed]:
-            found = await _fetch(connection, _Q["claim_due_sagas"], worker_id=worker_id, limit=limit, now=self._now())
+            found = await _fetch(
+                connection,
+                _Q["claim_due_sagas"],
+                worker_id=worker_id,
+                limit=limit,
+                now=self._now(),
+                claim_id=claim_id,
+                lost_claim_ids=list(lost),
+            )
             claimed = [rows.claimed_from_row(row, _instant) for row in found]
             return sorted(claimed, key=lambda one: (one.saga.created_at, one.saga.saga_id))
 
-        return await self._write(say)
+        try:
+            claimed = await self._write(say)
+        except Unavailable:
+            self._lost_claim_ids.add(claim_id)
+            raise
+        self._lost_claim_ids -= lost
+        return claimed
 
     async def release(self, saga: Saga, *, interrupted: bool, retry_in_secs: float | None = None) -> bool:
         async def say(connection: Connection) -> bool:
@@ -429,10 +467,16 @@ class PostgresStore:
 
         return await self._write(say)
 
+    async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
+        async def say(connection: Connection) -> int:
+            return len(await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id, running=list(running)))
+
+        return await self._write(say)
+
     async def remove_worker(self, worker_id: str) -> None:
         async def say(connection: Connection) -> None:
             async with connection.transaction():
-                await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id)
+                await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id, running=[])
                 await _fetch(connection, _Q["remove_worker"], worker_id=worker_id)
 
         await self._write(say)

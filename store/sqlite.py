@@ -275,7 +275,9 @@ class _Database:
 
     def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
         with self._transaction():
-            taken = self._run(_Q["claim_due_sagas"], worker_id=worker_id, limit=limit, now=None)
+            taken = self._run(
+                _Q["claim_due_sagas"], worker_id=worker_id, limit=limit, now=None, claim_id=None, lost_claim_ids=None
+            )
         claimed = [rows.claimed_from_row(_row(row), _instant) for row in taken]
         return sorted(claimed, key=lambda one: (one.saga.created_at, one.saga.saga_id))
 
@@ -306,9 +308,13 @@ class _Database:
             self._run(_Q["remove_expired_workers"], now=None)
             return len(self._run(_Q["free_abandoned_sagas"]))
 
+    def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
+        with self._transaction():
+            return len(self._run(_Q["free_sagas_of_worker"], worker_id=worker_id, running=_array(running)))
+
     def remove_worker(self, worker_id: str) -> None:
         with self._transaction():
-            self._run(_Q["free_sagas_of_worker"], worker_id=worker_id)
+            self._run(_Q["free_sagas_of_worker"], worker_id=worker_id, running=_array([]))
             self._run(_Q["remove_worker"], worker_id=worker_id)
 
     def remove_all_workers(self) -> None:
@@ -446,6 +452,9 @@ class SqliteStore:
 
     async def release_expired_workers(self) -> int:
         return await self._write(self._writer.release_expired_workers)
+
+    async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
+        return await self._write(self._writer.release_all_but, worker_id, running)
 
     async def remove_worker(self, worker_id: str) -> None:
         await self._write(self._writer.remove_worker, worker_id)

@@ -23,6 +23,8 @@ CREATE TABLE saga.saga_states (
     traceparent         TEXT,
     owner               VARCHAR(255),
     epoch               INT          NOT NULL DEFAULT 0,
+    -- The claim (or creation) by which the owner got it, so that a claim whose answer was lost can be found again.
+    claim_id            UUID,
     revision            INT          NOT NULL DEFAULT 0,
     idempotency_key     VARCHAR(255),
     request_digest      TEXT,

@@ -6,18 +6,18 @@
 WITH created AS (
     INSERT INTO saga.saga_states (
         id, workflow_name, workflow_version, payload, correlation_id, initiated_by, idempotency_key, request_digest,
-        traceparent, owner, epoch, created_at, updated_at
+        traceparent, owner, epoch, claim_id, created_at, updated_at
     )
     SELECT n.id, n.workflow_name, n.workflow_version, n.payload::jsonb, n.correlation_id, n.initiated_by,
-           n.idempotency_key, n.request_digest, n.traceparent, n.owner, n.epoch, coalesce(:now::timestamptz, NOW()),
-           coalesce(:now::timestamptz, NOW())
+           n.idempotency_key, n.request_digest, n.traceparent, n.owner, n.epoch, n.claim_id,
+           coalesce(:now::timestamptz, NOW()), coalesce(:now::timestamptz, NOW())
     FROM unnest(
         :saga_ids::uuid[], :workflow_names::text[], :workflow_versions::int[], :payloads::text[],
         :correlation_ids::text[], :initiated_bys::text[], :idempotency_keys::text[], :request_digests::text[],
-        :traceparents::text[], :owners::text[], :epochs::int[]
+        :traceparents::text[], :owners::text[], :epochs::int[], :claim_ids::uuid[]
     ) AS n (
         id, workflow_name, workflow_version, payload, correlation_id, initiated_by, idempotency_key, request_digest,
-        traceparent, owner, epoch
+        traceparent, owner, epoch, claim_id
     )
     ON CONFLICT DO NOTHING
     RETURNING id, created_at
@@ -31,7 +31,8 @@ SELECT id, created_at FROM created;
 -- for: what stands in the way of new sagas: those with their ids, and those with their idempotency keys.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, traceparent, owner, epoch, revision, idempotency_key, request_digest
+       outcome_unknown, undo_plan, undo_failed, traceparent, owner, epoch, revision, idempotency_key, request_digest,
+       claim_id
 FROM saga.saga_states
 WHERE id = ANY (:saga_ids::uuid[]) OR idempotency_key = ANY (:idempotency_keys::text[]);
 
@@ -158,7 +159,7 @@ RETURNING id, workflow_name, workflow_version, current_step, status, payload, co
 
 -- name: claim_due_sagas
 -- for: taking the oldest open sagas nobody owns and that are due, with the responses their next steps may need. Rows
--- another worker is taking are passed over.
+-- another worker is taking are passed over. Also taken: what this worker got by claims whose answers were lost.
 WITH due AS (
     SELECT id
     FROM saga.saga_states
@@ -168,10 +169,16 @@ WITH due AS (
     ORDER BY created_at, id
     LIMIT :limit::bigint
     FOR UPDATE SKIP LOCKED
+), lost AS (
+    SELECT id
+    FROM saga.saga_states
+    WHERE owner = :worker_id::text
+      AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
+      AND claim_id = ANY (:lost_claim_ids::uuid[])
 ), claimed AS (
-    UPDATE saga.saga_states AS s SET owner = :worker_id::text, epoch = s.epoch + 1
-    FROM due
-    WHERE s.id = due.id
+    UPDATE saga.saga_states AS s SET owner = :worker_id::text, epoch = s.epoch + 1, claim_id = :claim_id::uuid
+    FROM (SELECT id FROM due UNION ALL SELECT id FROM lost) AS taken
+    WHERE s.id = taken.id
     RETURNING s.id, s.workflow_name, s.workflow_version, s.current_step, s.status, s.payload, s.correlation_id,
               s.initiated_by, s.error_message, s.created_at, s.updated_at, s.compensation_failed, s.cancel_requested,
               s.attempt, s.next_attempt_at, s.deadline_at, s.outcome_unknown, s.undo_plan, s.undo_failed, s.traceparent,

@@ -25,6 +25,8 @@ CREATE TABLE saga_states (
     traceparent         TEXT,
     owner               TEXT    CHECK (length(owner) <= 255),
     epoch               INTEGER NOT NULL DEFAULT 0,
+    -- Of the other dialect, where the answer to a claim can be lost; always NULL here.
+    claim_id            TEXT,
     revision            INTEGER NOT NULL DEFAULT 0,
     idempotency_key     TEXT    CHECK (length(idempotency_key) <= 255),
     request_digest      TEXT,

@@ -17,7 +17,8 @@ ON CONFLICT DO NOTHING;
 -- for: what stands in the way of a new saga: the one with its id, or the one with its idempotency key.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, traceparent, owner, epoch, revision, idempotency_key, request_digest
+       outcome_unknown, undo_plan, undo_failed, traceparent, owner, epoch, revision, idempotency_key, request_digest,
+       claim_id
 FROM saga_states
 WHERE id IN (SELECT value FROM json_each(:saga_ids))
    OR idempotency_key IN (SELECT value FROM json_each(:idempotency_keys));
@@ -107,9 +108,10 @@ RETURNING id, workflow_name, workflow_version, current_step, status, payload, co
 
 -- name: claim_due_sagas
 -- for: taking the oldest open sagas nobody owns and that are due, with the responses their next steps may need.
--- One writer at a time here, so no row can be locked by another. RETURNING has no order: the store sorts.
-UPDATE saga_states SET owner = :worker_id, epoch = epoch + 1, updated_at = clock_timestamp()
-WHERE id IN (
+-- One writer at a time here, so no row can be locked by another, and one process, so no answer can be lost: the two
+-- claim ids go unused. RETURNING has no order: the store sorts.
+UPDATE saga_states SET owner = :worker_id, epoch = epoch + 1, claim_id = :claim_id, updated_at = clock_timestamp()
+WHERE :lost_claim_ids IS NULL AND id IN (
     SELECT id
     FROM saga_states
     WHERE owner IS NULL

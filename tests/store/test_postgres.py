@@ -1,0 +1,429 @@
+"""What only the Postgres store promises: the catalogue of the design, lost connections, batches of one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import asyncpg
+import pytest
+import trio
+
+from bridge import open_loop, run_aio
+from saga.errors import RowRejected, Unavailable
+from saga.model import Saga
+from saga.ports import Recorded
+from store.postgres import PostgresStore, _Link, open_postgres
+from store.postgres_errors import TryAgain, translation_of
+from tests.store.samples import WORKER, created, log_entry, move, new_saga, running
+from tests.support.postgres import PostgresServer, in_plain_loop
+
+
+def ask(dsn: str, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    async def body() -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return [tuple(row) for row in await connection.fetch(sql, *arguments)]
+        finally:
+            await connection.close()
+
+    return in_plain_loop(body)
+
+
+# --- the catalogue against the tables of the design -------------------------------------------------------------------
+
+# Column, type, NOT NULL, default: as the design's table has them. Columns beyond it are ours.
+DESIGN = {
+    "saga_states": [
+        ("id", "uuid", True, "gen_random_uuid()"),
+        ("workflow_name", "character varying(255)", True, None),
+        ("current_step", "integer", True, "0"),
+        ("status", "character varying(50)", True, "'STARTED'::character varying"),
+        ("payload", "jsonb", False, None),
+        ("correlation_id", "character varying(255)", False, None),
+        ("initiated_by", "character varying(255)", False, None),
+        ("error_message", "text", False, None),
+        ("created_at", "timestamp with time zone", True, "now()"),
+        ("updated_at", "timestamp with time zone", True, "now()"),
+    ],
+    "saga_step_logs": [
+        ("id", "uuid", True, "gen_random_uuid()"),
+        ("saga_id", "uuid", True, None),
+        ("step_index", "integer", True, None),
+        ("step_name", "character varying(255)", True, None),
+        ("action", "character varying(50)", True, None),
+        ("status", "character varying(50)", True, None),
+        ("request_payload", "jsonb", False, None),
+        ("response_payload", "jsonb", False, None),
+        ("error_message", "text", False, None),
+        ("started_at", "timestamp with time zone", True, "now()"),
+        ("completed_at", "timestamp with time zone", False, None),
+    ],
+}
+
+DESIGN_INDEXES = {
+    "idx_saga_states_workflow_name": "saga.saga_states USING btree (workflow_name)",
+    "idx_saga_states_status": "saga.saga_states USING btree (status)",
+    "idx_saga_states_correlation_id": (
+        "saga.saga_states USING btree (correlation_id) WHERE (correlation_id IS NOT NULL)"
+    ),
+    "idx_saga_states_created_at": "saga.saga_states USING btree (created_at)",
+    "idx_saga_step_logs_saga_id_step_index": "saga.saga_step_logs USING btree (saga_id, step_index)",
+}
+
+
+@pytest.mark.parametrize("table", DESIGN)
+def test_the_columns_of_the_design_are_there_to_the_letter_and_first(postgres_dsn: str, table: str) -> None:
+    columns = ask(
+        postgres_dsn,
+        """
+        SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid)
+        FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = ('saga.' || $1)::regclass AND a.attnum > 0
+        ORDER BY a.attnum
+        """,
+        table,
+    )
+    assert columns[: len(DESIGN[table])] == DESIGN[table]
+
+
+def test_the_indexes_of_the_design_are_there_by_name(postgres_dsn: str) -> None:
+    found = dict(ask(postgres_dsn, "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'saga'"))
+    for name, definition in DESIGN_INDEXES.items():
+        assert found[name] == f"CREATE INDEX {name} ON {definition}"
+
+
+def test_the_keys_and_checks_of_the_design_are_there(postgres_dsn: str) -> None:
+    found = {
+        definition
+        for (definition,) in ask(
+            postgres_dsn,
+            "SELECT conrelid::regclass || ': ' || pg_get_constraintdef(oid) FROM pg_constraint"
+            " WHERE connamespace = 'saga'::regnamespace",
+        )
+    }
+    assert "saga.saga_states: PRIMARY KEY (id)" in found
+    assert "saga.saga_step_logs: PRIMARY KEY (id)" in found
+    assert "saga.saga_step_logs: FOREIGN KEY (saga_id) REFERENCES saga.saga_states(id) ON DELETE CASCADE" in found
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO saga.saga_states (workflow_name, workflow_version, status) VALUES ('a', 1, 'PAUSED')",
+        "INSERT INTO saga.saga_states (workflow_name, workflow_version, idempotency_key) VALUES ('a', 1, 'k')",
+        "INSERT INTO saga.saga_states (workflow_name, workflow_version, current_step) VALUES ('a', 1, -1)",
+    ],
+)
+def test_the_tables_refuse_what_the_model_does_not_know(postgres_dsn: str, statement: str) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        ask(postgres_dsn, statement)
+
+
+def test_updated_at_moves_by_itself_with_every_update(postgres_dsn: str) -> None:
+    ask(
+        postgres_dsn,
+        "INSERT INTO saga.saga_states (workflow_name, workflow_version, updated_at) VALUES ('a', 1, '2000-01-01')",
+    )
+    ask(postgres_dsn, "UPDATE saga.saga_states SET current_step = 1, updated_at = '2000-01-01'")
+    assert ask(postgres_dsn, "SELECT updated_at > now() - interval '1 minute' FROM saga.saga_states") == [(True,)]
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_killed_in_the_middle_of_a_write_is_unavailable_and_the_write_can_be_sent_again(
+    postgres_dsn: str,
+) -> None:
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
+        saga = await running(store)
+        record = move(saga, current_step=1, logs=(log_entry(),))
+        # Somebody else holds the row, so the write stands in the middle for as long as we like.
+        rival = await run_aio(asyncpg.connect(postgres_dsn))
+        await run_aio(rival.execute("BEGIN"))
+        await run_aio(rival.execute("SELECT 1 FROM saga.saga_states FOR UPDATE"))
+        failed = trio.Event()
+
+        async def write() -> None:
+            with pytest.raises(Unavailable):
+                await store.record(record)
+            failed.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await kill_waiting(rival)
+            await failed.wait()
+        await run_aio(rival.execute("ROLLBACK"))
+        await run_aio(rival.close())
+        recorded = await store.record(record)
+        assert recorded.saga.current_step == 1
+        assert len(await store.step_logs(saga.saga_id)) == 1
+
+
+async def kill_waiting(rival: Any) -> None:
+    """Ends the server process that waits for the rival's lock, as soon as there is one."""
+    sql = """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE wait_event_type = 'Lock' AND datname = current_database()
+    """
+    while not await run_aio(rival.fetch(sql)):
+        # A transaction sees one state of pg_stat_activity until it is told to look again.
+        await run_aio(rival.execute("SELECT pg_stat_clear_snapshot()"))
+
+
+async def test_idle_connections_that_were_killed_are_replaced(postgres_dsn: str) -> None:
+    kill = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
+        saga = await running(store)
+        ask(postgres_dsn, kill)
+        # Whoever comes first may be the one to notice.
+        for attempt in (
+            lambda: store.record(move(saga, current_step=1)),
+            store.ping,
+            lambda: store.release(saga, interrupted=False),
+        ):
+            for _ in range(2):
+                try:
+                    await attempt()
+                except Unavailable:
+                    continue
+                break
+            else:
+                pytest.fail("still unavailable")
+        now = await store.get(saga.saga_id)
+        assert now is not None
+        assert (now.current_step, now.owner) == (1, None)
+
+
+async def test_a_server_that_is_not_there_is_unavailable(postgres_server: PostgresServer) -> None:
+    for dsn in ("postgresql://postgres@127.0.0.1:1/saga", postgres_server.dsn("no_such_database"), "postgresql://%%%"):
+        async with open_loop():
+            with pytest.raises(Unavailable):
+                async with open_postgres(dsn, events=True):
+                    pass
+
+
+async def test_a_cancelled_read_leaves_the_store_usable(postgres_dsn: str) -> None:
+    async with open_loop(), open_postgres(postgres_dsn, events=True, max_reads=1) as store:
+        for _ in range(20):
+            with trio.move_on_after(0):
+                await store.count_open()
+        assert await store.count_open() == {}
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+async def test_nul_in_json_which_jsonb_cannot_hold_is_refused_alone(postgres_dsn: str) -> None:
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
+        sagas = [await running(store) for _ in range(6)]
+        results: dict[str, Recorded | RowRejected] = {}
+
+        async def write(saga: Saga, text: str) -> None:
+            try:
+                record = move(saga, current_step=1, logs=(log_entry(response_payload={"text": text}),))
+                results[saga.saga_id] = await store.record(record)
+            except RowRejected as error:
+                results[saga.saga_id] = error
+
+        async with trio.open_nursery() as nursery:
+            for place, saga in enumerate(sagas):
+                nursery.start_soon(write, saga, "nul \0" if place == 3 else "fine")
+        refused = [saga.saga_id for saga in sagas if isinstance(results[saga.saga_id], RowRejected)]
+        assert refused == [sagas[3].saga_id]
+        with pytest.raises(RowRejected):
+            await store.create(new_saga(payload={"nul": "\0"}))
+        with pytest.raises(RowRejected):
+            await store.create(new_saga(initiated_by="nul \0"))
+
+
+async def test_many_writes_share_one_statement(postgres_dsn: str) -> None:
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
+        sagas = [await running(store) for _ in range(60)]
+        moves = store.lanes[1:]
+        before = sum(lane.batches for lane in moves)
+        async with trio.open_nursery() as nursery:
+            for saga in sagas:
+                nursery.start_soon(store.record, move(saga, current_step=1, logs=(log_entry(),)))
+        assert sum(lane.batches for lane in moves) - before <= 3
+
+
+async def test_two_processes_never_claim_the_same_saga(postgres_dsn: str) -> None:
+    """Two stores: connections of their own, as in two processes."""
+    async with (
+        open_loop(),
+        open_postgres(postgres_dsn, events=False) as one,
+        open_postgres(postgres_dsn, events=False) as other,
+    ):
+        sagas = [await created(one) for _ in range(40)]
+        taken: list[str] = []
+
+        async def claim(store: PostgresStore, worker: str) -> None:
+            while claimed := await store.claim_due_sagas(worker, 3):
+                taken.extend(entry.saga.saga_id for entry in claimed)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(claim, one, "worker-1")
+            nursery.start_soon(claim, other, "worker-2")
+        assert sorted(taken) == sorted(saga.saga_id for saga in sagas)
+
+
+async def test_the_database_clock_rules_without_another(postgres_dsn: str) -> None:
+    async with open_loop(), open_postgres(postgres_dsn, events=False) as store:
+        await store.register_worker(WORKER, 0.0)
+        assert not await store.renew_lease(WORKER, 15)
+        saga = await running(store)
+        saga = (await store.record(move(saga, attempt=2, retry_in_secs=-1, deadline_in_secs=100, release=True))).saga
+        (claimed,) = await store.claim_due_sagas(WORKER, 1)
+        assert claimed.deadline_in_secs == pytest.approx(100, abs=20)
+        assert abs((claimed.saga.updated_at - claimed.saga.created_at).total_seconds()) < 20
+
+
+# --- the table of errors ----------------------------------------------------------------------------------------------
+
+
+def error_classes(base: type[BaseException]) -> Iterator[type[BaseException]]:
+    for child in base.__subclasses__():
+        yield child
+        yield from error_classes(child)
+
+
+def test_every_error_of_the_driver_has_its_place_in_the_table() -> None:
+    expected: dict[str, type[Exception] | None] = {
+        **dict.fromkeys(("08", "28", "3D", "53", "55", "57", "58"), Unavailable),
+        **dict.fromkeys(("22", "23", "54"), RowRejected),
+        "40": TryAgain,
+    }
+    seen = set()
+    for kind in set(error_classes(asyncpg.PostgresError)):
+        state = getattr(kind, "sqlstate", None)
+        if not state or kind in (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError):
+            continue
+        meaning = translation_of(kind("x"))
+        if state[:2] in expected:
+            seen.add(state[:2])
+            assert meaning is expected[state[:2]], kind
+        else:
+            assert meaning in (None, Unavailable), kind
+    assert seen == set(expected)
+    for error in (ConnectionRefusedError(), TimeoutError(), EOFError(), asyncpg.InterfaceError("connection is closed")):
+        assert translation_of(error) is Unavailable
+    for bug in (ZeroDivisionError(), asyncpg.UndefinedTableError("x"), asyncpg.PostgresSyntaxError("x")):
+        assert translation_of(bug) is None
+
+
+async def test_a_transaction_that_had_to_give_way_is_tried_again_and_not_for_ever(postgres_dsn: str) -> None:
+    async with open_loop():
+        link = _Link(postgres_dsn, {})
+        tries: list[int] = []
+
+        async def say(connection: Any) -> str:
+            tries.append(await connection.fetchval("SELECT pg_backend_pid()"))
+            if len(tries) != 3:
+                # What the server says to the one of two that a deadlock is solved at the cost of.
+                await connection.execute("DO $$ BEGIN RAISE EXCEPTION 'knot' USING ERRCODE = '40P01'; END $$")
+            return "done"
+
+        assert await run_aio(link.exchange(say)) == "done"
+        assert len(tries) == 3
+        assert len(set(tries)) == 1  # the connection was sound all the time
+        with pytest.raises(Unavailable, match="give way"):
+            await run_aio(link.exchange(say))
+        await run_aio(link.close())
+
+
+# --- answers that never come ------------------------------------------------------------------------------------------
+
+
+class Wire:
+    """A TCP line to the server that can lose answers: the request gets through and is done, and nobody is told."""
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self.loses_answers = False
+        self.port = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(
+                partial(trio.serve_tcp, self._connect, 0, host="127.0.0.1", handler_nursery=nursery)
+            )
+            self.port = listener.socket.getsockname()[1]
+            task_status.started()
+
+    async def _connect(self, client: trio.SocketStream) -> None:
+        server = await trio.open_tcp_stream("127.0.0.1", self._server_port)
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._forward, client, server, nursery)
+            try:
+                async for data in server:
+                    if self.loses_answers:
+                        break
+                    await client.send_all(data)
+            except trio.BrokenResourceError:
+                pass
+            nursery.cancel_scope.cancel()
+
+    async def _forward(self, client: trio.SocketStream, server: trio.SocketStream, nursery: trio.Nursery) -> None:
+        try:
+            async for data in client:
+                await server.send_all(data)
+        except trio.BrokenResourceError:
+            pass
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_write_whose_answer_was_lost_is_known_when_it_is_sent_again(
+    postgres_dsn: str, postgres_server: PostgresServer, nursery: trio.Nursery
+) -> None:
+    wire = Wire(postgres_server.port)
+    await nursery.start(wire.run)
+    dsn = postgres_dsn.replace(str(postgres_server.port), str(wire.port))
+    async with open_loop(), open_postgres(dsn, events=True) as store:
+        saga = await running(store)
+        record = move(saga, current_step=1, logs=(log_entry(),), retry_in_secs=5)
+        wire.loses_answers = True
+        with pytest.raises(Unavailable):
+            await store.record(record)
+        new = new_saga(owner=WORKER)
+        with pytest.raises(Unavailable):
+            await store.create(new)
+        wire.loses_answers = False
+        assert (await store.record(record)).saga == await store.get(saga.saga_id)
+        assert len(await store.step_logs(saga.saga_id)) == 1
+        again = await store.create(new)
+        assert again.saga.saga_id == new.saga_id
+        assert await store.claim_due_sagas(WORKER, 10) == []
+        assert await store.get(new.saga_id) == again.saga
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_a_worker_was_given_by_an_answer_that_was_lost_comes_with_its_next_claim(
+    postgres_dsn: str, postgres_server: PostgresServer, nursery: trio.Nursery
+) -> None:
+    wire = Wire(postgres_server.port)
+    await nursery.start(wire.run)
+    dsn = postgres_dsn.replace(str(postgres_server.port), str(wire.port))
+    async with open_loop(), open_postgres(dsn, events=True) as store:
+        known = await running(store)
+        await store.claim_due_sagas(WORKER, 1)
+        waiting = await created(store)
+        wire.loses_answers = True
+        with pytest.raises(Unavailable):
+            await store.claim_due_sagas(WORKER, 1)
+        born = new_saga(owner=WORKER)
+        with pytest.raises(Unavailable):
+            await store.create(born)
+        wire.loses_answers = False
+        owners = ask(postgres_dsn, "SELECT count(*) FROM saga.saga_states WHERE owner = $1", WORKER)
+        assert owners == [(3,)]  # the database did all of it
+        claimed = await store.claim_due_sagas(WORKER, 1)
+        assert {one.saga.saga_id for one in claimed} == {waiting.saga_id, born.saga_id}
+        assert {one.saga.epoch for one in claimed} == {2}
+        assert await store.claim_due_sagas(WORKER, 1) == []
+        assert await store.get(known.saga_id) == known
+    nursery.cancel_scope.cancel()
