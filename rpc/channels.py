@@ -115,7 +115,7 @@ class ServiceChannel:
             if link is not None:
                 return link
             connecting = self._connecting
-            usable = sum(not link.leaving and link.suspected_at is None for link in self._links)
+            usable = sum(link.usable for link in self._links)
             # With calls to wait for, a peer that takes no further connection is asked again only after a while.
             if not usable or (usable < self._limits.max_connections and trio.current_time() >= self._retry_at):
                 connecting.start()
@@ -162,6 +162,13 @@ class ServiceChannel:
                 server_hostname=(settings.tls.server_name or settings.host) if settings.tls else None,
                 happy_eyeballs_delay=0.25,
             )
+            try:
+                await link.ready
+            except BaseException:
+                link.abandon("it does not say its HTTP/2 settings")
+                raise
+        if link.closed:  # between its settings and this task's turn
+            raise ConnectionError("the connection was closed before it could be used")
         self._links.append(link)
         return link
 

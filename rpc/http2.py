@@ -13,6 +13,7 @@ Choosing a connection is `channels.py`; what a status means is `outcomes.py`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import socket
@@ -37,9 +38,6 @@ from rpc.outcomes import Lost, in_doubt, lost_by_reset, not_done
 log = logging.getLogger("saga.rpc")
 
 Header = tuple[str, str]
-
-STREAMS_BEFORE_SETTINGS = 100
-"""How many calls are sent before the peer has said how many it takes: a grpclib server's limit, and grpc-go's guess."""
 
 PREFIX_BYTES = 5
 """Of a gRPC message: a flag (compressed) and the length, big endian."""
@@ -328,7 +326,7 @@ class _Events(EventsProcessor):
 
     def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
         super().process_remote_settings_changed(event)
-        self._link.settled = True
+        self._link.settled()
         self._link.on_change()
 
     def process_ping_ack_received(self, event: PingAckReceived) -> None:
@@ -350,13 +348,14 @@ class _Closed(AbstractHandler):
 
     def close(self) -> None:
         if self.link is not None:
-            self.link.closed = True
-            self.link.on_change()
+            self.link.note_closed()
 
 
 class Link(H2Protocol):
     """One connection. `on_change` is called whenever it may take more or fewer calls than before, or is gone.
 
+    `ready` is done when the peer has said how many calls it takes. A call sent before that might be one too many, which
+    some servers answer in a way that leaves it in doubt; and a process that is frozen never says it.
     `closed`: nothing can be sent. `leaving`: calls in flight may finish, new ones go elsewhere. `suspected_at`: when a
     ping was sent because the peer may be frozen; None: it is not suspected.
     """
@@ -378,12 +377,24 @@ class Link(H2Protocol):
         self.on_change = on_change
         self.closed = False
         self.leaving = False
-        self.settled = False
+        self.ready: asyncio.Future[None] = running_loop().create_future()
         self.in_flight = 0
         self.suspected_at: float | None = None
         self.last_heard = self.last_answered = -math.inf
         self._last_ping = -math.inf
         self._ping_timeout_secs = ping_timeout_secs
+
+    def settled(self) -> None:
+        """The peer's settings have come."""
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def note_closed(self) -> None:
+        """The connection is gone."""
+        self.closed = True
+        if not self.ready.done():
+            self.ready.set_exception(ConnectionError("the connection was closed before it could be used"))
+        self.on_change()
 
     def exchange(self, answer_limit: int) -> UnaryExchange:
         """A call to be made on this connection; its answer may have `answer_limit` bytes."""
@@ -430,12 +441,17 @@ class Link(H2Protocol):
         self.close_if_idle()
 
     @property
+    def usable(self) -> bool:
+        """It takes calls, now or when others have ended."""
+        return not (self.closed or self.leaving or self.suspected_at is not None or self.connection.is_closing())
+
+    @property
     def room(self) -> int:
         """How many more calls it takes now."""
-        if self.closed or self.leaving or self.suspected_at is not None or self.connection.is_closing():
+        if not self.usable:
             return 0
         most = self.connection._connection.remote_settings.max_concurrent_streams
-        return int(min(most, STREAMS_BEFORE_SETTINGS) if not self.settled else most) - self.in_flight
+        return int(most) - self.in_flight
 
     def retire_after(self, calls: int) -> None:
         """Stream ids end at 2^31: past `calls` calls this connection takes no more."""

@@ -130,6 +130,10 @@ class Participant:
         self.kill()
         self.start()
 
+    def offer_more(self) -> None:
+        """From the next start on it has a second service named Inventory, in `shop.v2`."""
+        self.descriptor_set.write_bytes(compiled("shop.proto", "shop_v2.proto"))
+
     def stop_gracefully(self) -> None:
         """SIGTERM: takes no new calls, tells its clients (GOAWAY), finishes the calls it has, ends."""
         self._signal(signal.SIGTERM)
