@@ -7,6 +7,7 @@ time is the worker's alone.
 from __future__ import annotations
 
 import argparse
+
 import bridge  # noqa: F401  isort: skip  (before grpclib)
 import json
 import random
@@ -28,7 +29,7 @@ from saga.runner import Engine
 from saga.service import SagaService, StartSaga
 from saga.supervisor import Limits, Supervisor
 from saga.watchers import Watchers
-from server.clock import WallClock
+from store.instants import SystemClock
 from store.postgres import PostgresStore, open_postgres
 from store.sqlite import SqliteStore, open_sqlite
 
@@ -45,7 +46,7 @@ AnyStore = PostgresStore | SqliteStore
 @asynccontextmanager
 async def worker(store: AnyStore, port: int, max_concurrent: int) -> AsyncIterator[SagaService]:
     """A worker as `server.app` wires it, without the doors."""
-    clock, watchers, catalog = WallClock(), Watchers(), Catalog(store)
+    clock, watchers, catalog = SystemClock(), Watchers(), Catalog(store)
     caller = GrpcStepCaller({"participant": ServiceSettings(host="127.0.0.1", port=port)})
     engine = Engine(
         store=store,

@@ -31,11 +31,11 @@ from saga.service import SagaService
 from saga.supervisor import Limits, Supervisor
 from saga.watchers import Watchers
 from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
-from server.clock import WallClock
 from server.config import Config, ConfigInvalid
 from server.errors import CannotStart
 from server.version import product_version
 from store.errors import MigrationError
+from store.instants import SystemClock
 from store.postgres import PostgresStore, open_postgres
 from store.sqlite import MEMORY, SqliteStore, open_sqlite
 from web.app import create_app
@@ -128,7 +128,7 @@ async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> 
     try:
         if config.database is None:
             path: str | Path = MEMORY if config.saga.in_memory else config.saga.database_file
-            return await stack.enter_async_context(open_sqlite(path, events=events, clock=WallClock()))
+            return await stack.enter_async_context(open_sqlite(path, events=events, clock=SystemClock()))
         database = config.database
         while True:
             try:
@@ -148,7 +148,7 @@ async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> 
 
 async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
     """The server, from the first claim of a saga to the last answer of a drain."""
-    clock, meter, watchers, catalog = WallClock(), PrometheusMeter(), Watchers(), Catalog(store)
+    clock, meter, watchers, catalog = SystemClock(), PrometheusMeter(), Watchers(), Catalog(store)
     caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
     supervisor = Supervisor(
         Engine(

@@ -31,6 +31,7 @@ from saga.yaml_nodes import (
     cut,
     describe,
     describe_kind,
+    join,
     kind_of,
     read_nodes,
     read_string,
@@ -277,8 +278,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
             faults, root = Faults(), Fields({}, Mark(line=1, column=1))
     config = None
     if root is not None:
-        _expand(root, "", environ, faults)
-        root = _overlay(root, environ, faults)
+        root = _overlay(_expand(root, "", environ, faults), environ, faults)
         config = _config(root, source, faults)
     if faults or config is None:
         raise ConfigInvalid(tuple(_line(source, fault) for fault in faults.in_order()))
@@ -316,33 +316,46 @@ def _line(source: Path | None, fault: Fault) -> str:
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]*)?\}|\$\{")
 
 
-def _expand(node: Node, path: str, environ: Mapping[str, str], faults: Faults) -> None:
-    """Puts variables into the strings below `node`, in place; `$${` stands for `${`."""
+def _expand(node: Node, path: str, environ: Mapping[str, str], faults: Faults) -> Node:
+    """The tree with variables put into its strings; `$${` stands for `${`.
+
+    A value with a variable in it has the type its text has then, whether it stands in quotes or not: within braces YAML
+    wants the quotes.
+    """
     if isinstance(node, Fields):
-        for key, (_, value) in node.fields.items():
-            _expand(value, f"{path}.{key}" if path else key, environ, faults)
+        for key, (mark, value) in node.fields.items():
+            node.fields[key] = (mark, _expand(value, join(path, key), environ, faults))
     elif isinstance(node, Items):
-        for index, value in enumerate(node.items):
-            _expand(value, f"{path}[{index}]", environ, faults)
+        node.items = [_expand(value, f"{path}[{index}]", environ, faults) for index, value in enumerate(node.items)]
     elif isinstance(node, Scalar) and "${" in node.text:
-        written = node.text
-        node.text = _VARIABLE.sub(lambda match: _variable(match, node, path, environ, faults), written)
-        node.source = written
+        found = [_variable(match, environ) for match in _VARIABLE.finditer(node.text)]
+        missing = [one for one in found if isinstance(one, _NoValue)]
+        for one in missing:
+            faults.note(path, one.reason, one.message, node)
+        if missing:
+            return Refused(node.mark)
+        following = iter(found)
+        text = _VARIABLE.sub(lambda _: str(next(following)), node.text)
+        return Scalar(text=text, plain=True, mark=node.mark, source=node.text)
+    return node
 
 
-def _variable(match: re.Match[str], node: Scalar, path: str, environ: Mapping[str, str], faults: Faults) -> str:
+class _NoValue(msgspec.Struct, frozen=True):
+    reason: str
+    message: str
+
+
+def _variable(match: re.Match[str], environ: Mapping[str, str]) -> str | _NoValue:
     if match[0] == "$${":
         return "${"
     name, default = match["name"], match["default"]
     if name is None:
-        faults.note(path, "value", "expected ${NAME} or ${NAME:-default} ($${ stands for a plain ${)", node)
-        return ""
+        return _NoValue("value", "expected ${NAME} or ${NAME:-default} ($${ stands for a plain ${)")
     value = environ.get(name)
     if default is not None and not value:
-        return default.removeprefix(":-")
+        return str(default).removeprefix(":-")
     if value is None:
-        faults.note(path, "missing", f"environment variable {name} is not set, and ${{{name}}} gives no default", node)
-        return ""
+        return _NoValue("missing", f"environment variable {name} is not set, and ${{{name}}} gives no default")
     return value
 
 
@@ -370,7 +383,7 @@ def _put(root: Fields, keys: list[str], text: str, origin: str, faults: Faults) 
     here, path = root, ""
     for word in keys[:-1]:
         key = _spelling(word, here)
-        path = f"{path}.{key}" if path else key
+        path = join(path, key)
         below = here.fields[key][1] if key in here.fields else None
         if below is None or (isinstance(below, Scalar) and kind_of(below) is Kind.NULL):
             below = Fields({}, mark)
@@ -384,8 +397,7 @@ def _put(root: Fields, keys: list[str], text: str, origin: str, faults: Faults) 
     key = _spelling(keys[-1], here)
     present = here.fields.get(key)
     if present is not None and isinstance(present[1], Fields):
-        path = f"{path}.{key}" if path else key
-        faults.note(path, "type", "is a section; an override sets one of its keys", mark)
+        faults.note(join(path, key), "type", "is a section; an override sets one of its keys", mark)
         return
     here.fields[key] = (mark, Scalar(text=text, plain=True, mark=mark, source=f"the value of {origin}"))
     if key in ("password", "password_file"):
