@@ -472,7 +472,8 @@ class MapReader:
         if isinstance(node, Refused):
             return None
         if not required and null_is_absent and isinstance(node, Scalar) and kind_of(node) is Kind.NULL:
-            return None
+            # A password that happens to be `null` is one; a variable that is empty is as good as none.
+            return node if node.source is not None and node.text else None
         return node
 
     def close(self) -> None:
@@ -517,11 +518,8 @@ class MapReader:
         )
 
     def optional_string(self, key: str, **how: Any) -> str | None:
-        """As `string`; None when absent. Text that came out of an expansion empty counts as absent."""
-        node = self.take(key)
-        if node is None or (isinstance(node, Scalar) and node.source is not None and not node.text):
-            return None
-        return self.string(key, **how)
+        """As `string`; None when absent."""
+        return None if self.take(key) is None else self.string(key, **how)
 
     def integer(self, key: str, default: int | _Required = REQUIRED, *, low: int, high: int = INT32_MAX) -> int:
         value = self.optional_integer(key, low=low, high=high, required=default is REQUIRED)

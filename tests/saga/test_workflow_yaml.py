@@ -237,7 +237,8 @@ def test_the_worst_256_kib_take_less_than_two_seconds_of_the_processor(text: str
     began = time.process_time()
     with suppress(WorkflowInvalid):
         parse_workflow(text)
-    assert time.process_time() - began < 2.0
+    # Without the C parser, which every wheel of PyYAML has, it is some four times that.
+    assert time.process_time() - began < (2.0 if yaml.__with_libyaml__ else 10.0)
 
 
 def test_an_aliases_bomb_is_refused_unexpanded() -> None:

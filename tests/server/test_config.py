@@ -1,0 +1,552 @@
+"""The configuration: every key's default, type and range; the file and its errors."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rpc.settings import ServiceSettings, ServiceTls
+from server.config import (
+    AppConfig,
+    Config,
+    ConfigInvalid,
+    LogLevel,
+    ObservabilityConfig,
+    SagaConfig,
+    SaslMechanism,
+    Secret,
+    SecurityProtocol,
+    ServerConfig,
+    SslMode,
+    load_config,
+)
+
+ROOT = Path(__file__).parents[2]
+
+DATABASE = "database: {name: saga, user: me}"
+KAFKA = "kafka: {brokers: ['k:9092']}"
+AUTH = "auth: {jwks_url: 'https://a/jwks', issuer: i, audience: a}"
+
+
+@pytest.fixture(autouse=True)
+def _no_file_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def loaded(text: str, **environ: str) -> Config:
+    Path("c.yaml").write_text(text, encoding="utf-8")
+    return load_config(Path("c.yaml"), environ)
+
+
+def problems(text: str, **environ: str) -> list[str]:
+    with pytest.raises(ConfigInvalid) as caught:
+        loaded(text, **environ)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return list(caught.value.problems)
+
+
+def at(config: Config, path: str) -> Any:
+    value: Any = config
+    for name in path.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value
+
+
+# --- infrastructure/config: reading, defaults ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "server:\nsaga:\nservices:\napp:\nobservability:\n"])
+def test_what_is_left_out_has_its_default(text: str) -> None:
+    config = loaded(text)
+    assert config == Config(source=Path("c.yaml"))
+    assert config.app == AppConfig(name="saga", environment="development")
+    assert config.server == ServerConfig(host="127.0.0.1", port=8080, grpc_port=50051)
+    assert config.saga == SagaConfig(
+        max_concurrent=100,
+        workflow_dir=Path("workflows"),
+        data_dir=Path("data"),
+        lease_secs=15,
+        park_after_secs=30,
+        max_payload_bytes=1048576,
+        shutdown_grace_secs=30,
+    )
+    assert config.observability == ObservabilityConfig()
+    assert (config.database, config.kafka, config.auth, config.services) == (None, None, None, {})
+
+
+SECTIONS = {
+    "database": "  name: saga\n  user: me\n",
+    "kafka": "  brokers: ['k:9092']\n",
+    "auth": "  jwks_url: https://a/jwks\n  issuer: i\n  audience: a\n",
+    "services.payment": "    host: h\n    port: 1\n",
+}
+
+
+def with_key(path: str, value: str) -> str:
+    """A file that sets one key, with whatever the section needs besides."""
+    *sections, key = path.split(".")
+    lines = [f"{'  ' * depth}{section}:\n" for depth, section in enumerate(sections)]
+    needed = SECTIONS.get(".".join(sections), "").splitlines(keepends=True)
+    lines += [line for line in needed if not line.strip().startswith(f"{key}:")]
+    return "".join(lines) + f"{'  ' * len(sections)}{key}: {value}\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "read"),
+    [
+        ("app.name", "orders", "orders"),
+        ("app.environment", "staging", "staging"),
+        ("server.host", "0.0.0.0", "0.0.0.0"),
+        ("server.host", "'::1'", "::1"),
+        ("server.port", "0", 0),
+        ("server.port", "65535", 65535),
+        ("server.grpc_port", "0", 0),
+        ("database.host", "db", "db"),
+        ("database.host", "/run/postgresql", "/run/postgresql"),
+        ("database.port", "65535", 65535),
+        ("database.name", "orders", "orders"),
+        ("database.user", "'12'", "12"),
+        ("database.password", "'p w'", Secret("p w")),
+        ("database.ssl_mode", "verify-full", SslMode.VERIFY_FULL),
+        ("database.max_open_conns", "50", 50),
+        ("database.max_idle_conns", "0", 0),
+        ("database.conn_max_lifetime", "90", 90.0),
+        ("database.conn_max_lifetime", "500ms", 0.5),
+        ("database.conn_max_lifetime", "5m", 300.0),
+        ("database.conn_max_lifetime", "1.5h", 5400.0),
+        ("database.conn_max_lifetime", "0", 0.0),
+        ("services.payment.host", "10.0.0.1", "10.0.0.1"),
+        ("services.payment.port", "65535", 65535),
+        ("services.payment.codec", "json", "json"),
+        ("services.payment.descriptor_set", "pay.pb", "pay.pb"),
+        ("services.payment.tls", "true", ServiceTls()),
+        ("services.payment.tls", "false", None),
+        (
+            "services.payment.tls",
+            "{ca_file: ca.pem, server_name: pay}",
+            ServiceTls(ca_file="ca.pem", server_name="pay"),
+        ),
+        ("saga.max_concurrent", "1", 1),
+        ("saga.workflow_dir", "/etc/w", Path("/etc/w")),
+        ("saga.data_dir", "/var/lib/saga", Path("/var/lib/saga")),
+        ("saga.data_dir", "':memory:'", Path(":memory:")),
+        ("saga.lease_secs", "2.5", 2.5),
+        ("saga.park_after_secs", "0", 0.0),
+        ("saga.max_payload_bytes", "67108864", 67108864),
+        ("saga.shutdown_grace_secs", "0", 0.0),
+        ("auth.jwks_url", "http://a/b?c=d", "http://a/b?c=d"),
+        ("auth.issuer", "https://issuer", "https://issuer"),
+        ("auth.audience", "orders", "orders"),
+        ("auth.jwks_cache_ttl_secs", "60", 60.0),
+        ("observability.log.level", "debug", LogLevel.DEBUG),
+    ],
+)
+def test_every_key_is_read(path: str, value: str, read: Any) -> None:
+    assert at(loaded(with_key(path, value)), path) == read
+
+
+PORT = "int from 1 to 65535"
+LISTEN = "int from 0 to 65535"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("app.name", "3", "expected string of 1 to 255 characters, got 3; put it in quotes"),
+        ("app.environment", "[]", "expected string of 1 to 255 characters, got a list"),
+        ("server.host", "a b", "expected a host name or address, got the string 'a b'"),
+        ("server.host", "1", "expected a host name or address, got 1; put it in quotes"),
+        ("server.port", "-1", f"expected {LISTEN}, got -1"),
+        ("server.port", "65536", f"expected {LISTEN}, got 65536"),
+        ("server.port", "'80'", f"expected {LISTEN}, got the string '80'"),
+        ("server.port", "80.0", f"expected {LISTEN}, got 80.0"),
+        ("server.port", "true", f"expected {LISTEN}, got true"),
+        ("server.grpc_port", "65536", f"expected {LISTEN}, got 65536"),
+        ("server.grpc_port", "8080", "expected another port than server.port, got 8080 for both"),
+        ("database.port", "0", f"expected {PORT}, got 0"),
+        ("database.name", "''", "expected string of 1 to 63 characters, got 0"),
+        ("database.user", "yes", "expected string of 1 to 63 characters, got yes, a boolean to some YAML readers"),
+        ("database.password", "12345", "expected string of 1 to 4096 characters, got a value that is not shown"),
+        (
+            "database.ssl_mode",
+            "on",
+            "expected disable or allow or prefer or require or verify-ca or verify-full, got on",
+        ),
+        ("database.max_open_conns", "0", "expected int from 1 to 10000, got 0"),
+        ("database.max_idle_conns", "-1", "expected int from 0 to 10000, got -1"),
+        ("database.max_idle_conns", "11", "expected at most max_open_conns (10), got 11"),
+        ("database.conn_max_lifetime", "-1", "expected number from 0 to 31536000, got -1"),
+        ("database.conn_max_lifetime", "5 m", "expected a number of seconds or a duration as 90s, 5m, 1h, got the "),
+        ("database.conn_max_lifetime", "900d", "expected at most 365d, got the string '900d'"),
+        ("kafka.brokers", "[]", "expected a list of 1 or more host:port, got an empty one"),
+        ("kafka.brokers", "k:9092", "expected a list of 1 or more host:port, got the string 'k:9092'"),
+        ("kafka.security_protocol", "TLS", "expected PLAINTEXT or SSL or SASL_PLAINTEXT or SASL_SSL, got the string"),
+        ("services.payment.host", "h/x", "expected a host name or address, got the string 'h/x'"),
+        ("services.payment.port", "0", f"expected {PORT}, got 0"),
+        ("services.payment.codec", "xml", "expected protobuf or json, got the string 'xml'"),
+        ("services.payment.descriptor_set", "3", "expected string of 1 to 4096 characters, got 3"),
+        ("services.payment.tls", "maybe", "expected true or false, got the string 'maybe'"),
+        ("services.payment.tls", "yes", "expected true or false, got yes, a boolean to some YAML readers"),
+        ("services.payment.tls", "{cert_file: c.pem}", "expected cert_file and key_file together"),
+        ("saga.max_concurrent", "0", "expected int from 1 to 1000000, got 0"),
+        ("saga.workflow_dir", "1", "expected string of 1 to 4096 characters, got 1"),
+        ("saga.data_dir", "{}", "expected string of 1 to 4096 characters, got a map"),
+        ("saga.lease_secs", "0", "expected number from 1 to 3600, got 0"),
+        ("saga.park_after_secs", "-1", "expected number from 0 to 86400, got -1"),
+        ("saga.park_after_secs", ".inf", "expected number from 0 to 86400, got .inf, which is not finite"),
+        ("saga.max_payload_bytes", "1", "expected int from 2 to 67108864, got 1"),
+        ("saga.shutdown_grace_secs", "x", "expected number from 0 to 3600, got the string 'x'"),
+        ("auth.jwks_url", "ftp://a", "expected an http(s) URL, got a value that is not shown"),
+        ("auth.issuer", "''", "expected string of 1 to 2048 characters, got 0"),
+        ("auth.audience", "null", "expected string of 1 to 2048 characters, got null"),
+        ("auth.jwks_cache_ttl_secs", "0", "expected number from 1 to 604800, got 0"),
+        ("observability.log.level", "loud", "expected debug or info or warning or error, got the string 'loud'"),
+    ],
+)
+def test_every_key_is_refused_outside_its_range_with_file_line_and_column(path: str, value: str, message: str) -> None:
+    text = with_key(path, value)
+    (problem,) = problems(text)
+    line = text.count("\n")
+    column = text.splitlines()[-1].index(": ") + 3
+    assert problem.startswith(f"c.yaml:{line}:{column}: {path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("database: {}", ["database.name", "database.user"]),
+        ("kafka: {}", ["kafka.brokers"]),
+        ("auth: {}", ["auth.jwks_url", "auth.issuer", "auth.audience"]),
+        ("services: {payment: {}}", ["services.payment.host", "services.payment.port"]),
+        ("kafka: {brokers: ['k:1'], security_protocol: SASL_SSL}", ["kafka.sasl"]),
+        ("kafka: {brokers: ['k:1'], security_protocol: SASL_SSL, sasl: {password: x}}", ["kafka.sasl.username"]),
+    ],
+)
+def test_what_a_section_needs_is_required(text: str, missing: list[str]) -> None:
+    found = problems(text)
+    assert [problem.split(": ")[1] for problem in found] == missing
+    assert all("is required" in problem for problem in found)
+
+
+@pytest.mark.parametrize("section", ["database", "kafka", "auth"])
+def test_an_empty_section_does_not_count_as_left_out_where_that_would_switch_something_off(section: str) -> None:
+    assert problems(f"{section}:\n") == [
+        f"c.yaml:1:{len(section) + 2}: {section}: expected a map, got null; leave the key out to do without"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("sever: {}", "c.yaml:1:1: sever: unknown key; did you mean server?"),
+        ("server: {prot: 1}", "c.yaml:1:10: server.prot: unknown key; did you mean port?"),
+        ("saga: {lease: 1}", "c.yaml:1:8: saga.lease: unknown key; did you mean lease_secs?"),
+        (
+            "services: {pay: {host: h, port: 1, x: 1}}",
+            "c.yaml:1:36: services.pay.x: unknown key; known: codec, descriptor_set, host, port, tls",
+        ),
+        (
+            "services: {pay: {host: h, port: 1, tls: {ca: 1}}}",
+            "c.yaml:1:42: services.pay.tls.ca: unknown key; known: ca_file, cert_file, key_file, server_name",
+        ),
+        ("observability: {log: {format: x}}", "c.yaml:1:23: observability.log.format: unknown key; known: level"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_path_and_the_nearest_known_one(text: str, problem: str) -> None:
+    assert problems(text) == [problem]
+
+
+def test_every_error_is_reported_at_once_in_the_order_of_the_file() -> None:
+    text = """\
+server:
+  port: http
+  host: [a]
+saga: {max_concurent: 5}
+services:
+  payment: {host: h, port: 99999}
+  shipping: 50063
+database: {name: x}
+"""
+    assert problems(text, SAGA__SAGA__LEASE_SECS="0") == [
+        "c.yaml:2:9: server.port: expected int from 0 to 65535, got the string 'http'",
+        "c.yaml:3:9: server.host: expected a host name or address, got a list",
+        "c.yaml:4:8: saga.max_concurent: unknown key; did you mean max_concurrent?",
+        "c.yaml:6:28: services.payment.port: expected int from 1 to 65535, got 99999",
+        "c.yaml:7:13: services.shipping: expected a map, got 50063",
+        "c.yaml:8:11: database.user: is required",
+        "SAGA__SAGA__LEASE_SECS: saga.lease_secs: expected number from 1 to 3600, got the value of "
+        "SAGA__SAGA__LEASE_SECS",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: b: c", "c.yaml:1:5: not YAML: "),
+        ("- a", "c.yaml:1:1: expected a map, got a list"),
+        ("app: &x {}", "c.yaml:1:6: app: anchors (&) are not allowed"),
+        ("server: {}\nserver: {}", "c.yaml:2:1: server: duplicate key, the first one is on line 1"),
+    ],
+)
+def test_a_file_that_is_not_plain_yaml_is_refused(text: str, problem: str) -> None:
+    assert problems(text)[0].startswith(problem)
+
+
+# --- which file ------------------------------------------------------------------------------------------------------
+
+
+def test_without_any_file_the_built_in_defaults_hold() -> None:
+    assert load_config(None, {}) == Config()
+
+
+def test_the_file_named_on_the_command_line_comes_before_the_variable_and_that_before_the_default() -> None:
+    for name, port in (("flag.yaml", 1), ("variable.yaml", 2), ("config/config.yaml", 3)):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"server: {{port: {port}}}")
+    environ = {"CONFIG_PATH": "variable.yaml"}
+    assert load_config(Path("flag.yaml"), environ).server.port == 1
+    assert load_config(None, environ).server.port == 2
+    assert load_config(None, {"CONFIG_PATH": ""}).server.port == 3
+    assert load_config(None, {}).source == Path("config/config.yaml")
+
+
+def test_a_file_that_cannot_be_read_is_named() -> None:
+    for path, cause in ((Path("none.yaml"), "No such file or directory"), (Path(), "Is a directory")):
+        with pytest.raises(ConfigInvalid) as caught:
+            load_config(path, {})
+        assert str(caught.value) == f"{path}: cannot be read: {cause}"
+    with pytest.raises(ConfigInvalid):
+        load_config(None, {"CONFIG_PATH": "none.yaml"})
+
+
+def test_the_configuration_for_development_loads_without_any_variable() -> None:
+    config = load_config(ROOT / "config" / "config.dev.yaml", {})
+    assert config.database is None
+    assert config.server.is_loopback
+    assert config.services == {
+        "inventory": ServiceSettings(host="127.0.0.1", port=50061),
+        "payment": ServiceSettings(host="127.0.0.1", port=50062),
+        "shipping": ServiceSettings(host="127.0.0.1", port=50063),
+    }
+    config.refuse_open_access()
+
+
+def test_the_configuration_for_production_takes_its_secrets_from_the_environment() -> None:
+    config = load_config(ROOT / "config" / "config.yaml", {"DATABASE_PASSWORD": "12345", "DATABASE_PORT": "5433"})
+    assert config.database is not None
+    assert (config.database.password, config.database.port) == (Secret("12345"), 5433)
+    assert config.saga == SagaConfig()
+    assert set(config.services) == {"inventory", "payment", "shipping"}
+
+
+def test_the_sections_that_are_commented_out_in_the_production_file_load_too() -> None:
+    lines = (ROOT / "config" / "config.yaml").read_text().splitlines()
+    opened = [line.removeprefix("# ") if line.startswith(("# kafka:", "# auth:", "#   ")) else line for line in lines]
+    config = loaded("\n".join(opened), KAFKA_PASSWORD="k")
+    assert config.kafka is not None
+    assert config.kafka.sasl is not None
+    assert config.auth is not None
+
+
+# --- infrastructure/kafka: parsing -----------------------------------------------------------------------------------
+
+
+def test_kafka_has_its_defaults() -> None:
+    kafka = loaded(KAFKA).kafka
+    assert kafka is not None
+    assert kafka.brokers == ("k:9092",)
+    assert kafka.security_protocol is SecurityProtocol.PLAINTEXT
+    assert kafka.sasl is None
+    assert kafka.topic == "k1s0.system.saga.events.v1"
+
+
+def test_kafka_reads_brokers_sasl_and_topic() -> None:
+    kafka = loaded("""\
+kafka:
+  brokers: [a:9092, "[::1]:9093"]
+  security_protocol: SASL_SSL
+  sasl: {mechanism: SCRAM-SHA-512, username: me, password: secret}
+  topics: {publish: [orders.v1]}
+""").kafka
+    assert kafka is not None
+    assert kafka.sasl is not None
+    assert kafka.brokers == ("a:9092", "[::1]:9093")
+    assert kafka.security_protocol is SecurityProtocol.SASL_SSL
+    assert (kafka.sasl.mechanism, kafka.sasl.username) == (SaslMechanism.SCRAM_SHA_512, "me")
+    assert kafka.sasl.password == Secret("secret")
+    assert kafka.topic == "orders.v1"
+
+
+@pytest.mark.parametrize("publish", ["orders.v1", "[orders.v1]"])
+def test_the_topic_is_a_name_or_a_list_of_one(publish: str) -> None:
+    kafka = loaded(f"kafka: {{brokers: ['k:1'], topics: {{publish: {publish}}}}}").kafka
+    assert kafka is not None
+    assert kafka.topic == "orders.v1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ("brokers: [k]", "kafka.brokers[0]: expected host:port, got the string 'k'"),
+        ("brokers: ['k:0']", "kafka.brokers[0]: expected a port from 1 to 65535, got the string 'k:0'"),
+        ("brokers: ['k:1', 'k:99999']", "kafka.brokers[1]: expected a port from 1 to 65535, got the string 'k:99999'"),
+        (
+            "brokers: ['k:1'], topics: {publish: 'a b'}",
+            "kafka.topics.publish: expected a topic name, got the string 'a b'",
+        ),
+        ("brokers: ['k:1'], topics: {publish: [a, b]}", "kafka.topics.publish: expected one topic, got a list of 2"),
+        (
+            "brokers: ['k:1'], sasl: {username: u, password: p}",
+            "kafka.sasl: is not used with security_protocol PLAINTEXT; expected SASL_SSL or none here",
+        ),
+        (
+            "brokers: ['k:1'], security_protocol: SASL_SSL, sasl: {username: u}",
+            "kafka.sasl.password: is required, here or in password_file",
+        ),
+        (
+            "brokers: ['k:1'], security_protocol: SASL_SSL, sasl: {username: u, password: p, mechanism: GSSAPI}",
+            "kafka.sasl.mechanism: expected PLAIN or SCRAM-SHA-256 or SCRAM-SHA-512, got the string 'GSSAPI'",
+        ),
+    ],
+)
+def test_kafka_settings_that_cannot_work_are_refused(fields: str, problem: str) -> None:
+    assert [text.split(": ", 1)[1] for text in problems(f"kafka: {{{fields}}}")] == [problem]
+
+
+# --- access ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost", "LOCALHOST"])
+def test_on_a_loopback_address_no_tokens_are_needed(host: str) -> None:
+    loaded(f"server: {{host: '{host}'}}").refuse_open_access()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "saga.example.com", "localhost.example.com"])
+def test_on_any_other_address_an_auth_section_is_needed(host: str) -> None:
+    text = f"server: {{host: '{host}'}}\n"
+    with pytest.raises(ConfigInvalid, match=r"server\.host: expected a loopback address, got .* or say --insecure"):
+        loaded(text).refuse_open_access()
+    loaded(text + AUTH).refuse_open_access()
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_secret_is_not_shown_by_anything_but_reveal() -> None:
+    secret = Secret("hunter2")
+    assert secret.reveal() == "hunter2"
+    for text in (repr(secret), str(secret), f"{secret}", f"{[secret]}"):
+        assert "hunter2" not in text
+    for copying in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError):
+            copying(secret)
+    assert secret == Secret("hunter2") != Secret("other")
+    assert len({secret, Secret("hunter2")}) == 1
+
+
+def test_a_configuration_that_is_printed_shows_no_secret() -> None:
+    text = "database: {name: a, user: b, password: hunter2}\n"
+    text += "kafka: {brokers: ['k:1'], security_protocol: SASL_SSL, sasl: {username: u, password: hunter2}}\n"
+    config = loaded(text)
+    assert "hunter2" not in repr(config)
+    assert "hunter2" not in str(config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "database: postgresql://u:hunter2@h/db",
+        "database: {name: a, user: b, password: !hunter2 x}",
+        "database: {name: a, user: b, password: [hunter2]}",
+        'database: {name: a, user: b, password: "hunter2\\n"}',
+        "database: {name: a, user: b, host: 'u:hunter2@h'}",
+        "database: {name: a, user: b, password: 2001-01-01, passwort: hunter2}",
+        "database: {name: a, user: b, password: *hunter2}",
+        "database: {name: a, user: b, password: hunter2: x}",
+        "database: {name: a, user: b, password: '${PASSWORD', port: x}",
+        "database: {name: a, user: b, port: '${PASSWORD}', ssl_mode: '${PASSWORD}'}",
+        "server: {host: 'a ${PASSWORD}', port: '${PASSWORD}'}",
+        "saga: '${PASSWORD}'",
+        "services: ['${PASSWORD}']\nobservability: {log: {level: '${PASSWORD}'}}",
+        "auth: {jwks_url: 'u:hunter2@x', issuer: a, audience: b}",
+        "kafka: hunter2",
+        "kafka: {brokers: ['k:1'], security_protocol: SASL_SSL, sasl: hunter2}",
+        "database: {name: a, user: b, password: hunter2, password_file: none}",
+    ],
+)
+def test_an_error_shows_no_secret(text: str) -> None:
+    assert "hunter2" not in "\n".join(problems(text, PASSWORD="hunter2"))
+
+
+def test_a_password_is_read_from_a_file_without_its_line_end() -> None:
+    for content in ("p w\n", "p w\r\n", "p w"):
+        Path("secret").write_bytes(content.encode())
+        config = loaded("database: {name: a, user: b, password_file: secret}")
+        assert config.database is not None
+        assert config.database.password == Secret("p w")
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        ("none", "cannot be read: No such file or directory"),
+        (".", "cannot be read: Is a directory"),
+        ("binary", "cannot be read: it is not UTF-8 text"),
+        ("empty", "the file is empty"),
+    ],
+)
+def test_a_password_file_that_has_no_password_is_refused(file: str, problem: str) -> None:
+    Path("binary").write_bytes(b"\xff")
+    Path("empty").write_bytes(b"\n")
+    (found,) = problems(f"database: {{name: a, user: b, password_file: {file}}}")
+    assert found.endswith(f"database.password_file: {problem}")
+
+
+def test_a_password_and_a_password_file_together_are_refused() -> None:
+    Path("secret").write_text("x")
+    (found,) = problems("database: {name: a, user: b, password: x, password_file: secret}")
+    assert found.endswith("database.password_file: expected password or password_file, got both")
+
+
+# --- whatever comes --------------------------------------------------------------------------------------------------
+
+_KEYS = "app server database kafka services saga auth observability host port name user tls brokers log level sasl"
+_values = st.recursive(
+    st.sampled_from(["x", "1", "null", "true", "[]", "{}", "'${A}'", "${A:-1}", "yes", "0.5", "''", "!t x"]),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
+        st.dictionaries(st.sampled_from(_KEYS.split()), inner, max_size=4).map(
+            lambda fields: "{" + ", ".join(f"{key}: {value}" for key, value in fields.items()) + "}"
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(_values, st.text(max_size=100).filter(lambda text: text.isprintable())),
+    st.dictionaries(
+        st.sampled_from(
+            ["A", "DATABASE_URL", "SAGA__SERVER__PORT", "SAGA__SERVER", "SAGA__A__B__C", "SAGA__", "SAGA____X"]
+        ),
+        st.text(max_size=20),
+    ),
+)
+def test_any_file_and_environment_load_or_are_refused_with_a_reason(text: str, environ: dict[str, str]) -> None:
+    Path("c.yaml").write_text(text, encoding="utf-8")
+    try:
+        config = load_config(Path("c.yaml"), environ)
+    except ConfigInvalid as invalid:
+        problems = invalid.problems
+    else:
+        repr(config)
+        return
+    assert problems
+    assert all(problem and "\n" not in problem for problem in problems)
