@@ -131,8 +131,12 @@ async def backlog(store: AnyStore, port: int, sagas: int) -> dict[str, Any]:
                 nursery.start_soon(client)
         took = time.perf_counter() - began
         waiting = sum((await service.count_open()).values())
-        rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return {"waiting": waiting, "starts_per_s": sagas / took, "rss_mb": rss / 1e6}
+        return {"waiting": waiting, "starts_per_s": sagas / took, "rss_mb": resident_bytes() / 1e6}
+
+
+def resident_bytes() -> int:
+    """Memory of this process now (not its peak, which `getrusage` gives)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @asynccontextmanager

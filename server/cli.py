@@ -107,6 +107,8 @@ def _migrate(arguments: argparse.Namespace) -> int:
     from server.errors import CannotStart
     from server.schema import migrate
 
+    if arguments.to is not None and arguments.direction != "down":
+        return _fail("--to goes with `migrate down`")
     try:
         rows = migrate(load_config(arguments.config, os.environ), arguments.direction, arguments.to)
     except (ConfigInvalid, CannotStart) as error:
