@@ -124,8 +124,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `before` is the saga the decision was taken from: the write lands only where the row still has its `owner`,
     `epoch` and `revision`, and, when `after` is COMPLETED or FAILED, no cancel request. `after` is the state to store;
     the store sets `revision` to `before.revision + 1`, `updated_at` to its own time, `next_attempt_at` to its own time
-    plus `retry_in_secs` (None: no instant), and `deadline_at` to its own time plus `deadline_in_secs` (None: unchanged).
-    It never writes `cancel_requested`. `path` is every state passed through, in order, `after` last: what watchers see.
+    plus `retry_in_secs` (None: no instant), and `deadline_at` to its own time plus `deadline_in_secs` (None:
+    unchanged). It never writes `cancel_requested`. `path` is every state passed through, in order, `after` last: what
+    watchers see.
     `release`: the row is given up (owner NULL) by this same write.
     """
 
@@ -234,6 +235,11 @@ class Store(Protocol):
     async def release_expired_workers(self) -> int:
         """Removes workers whose lease has ended and frees their sagas, marking RUNNING ones `outcome_unknown`.
         Returns the number of sagas freed. (Embedded store: at start, every other worker counts as ended.)"""
+        ...
+
+    async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
+        """Frees what this worker owns save the sagas it names, as `release_expired_workers` does; returns how many.
+        For a worker that cannot know whether a write of its own has given it more than it runs."""
         ...
 
     async def remove_worker(self, worker_id: str) -> None:

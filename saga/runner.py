@@ -69,7 +69,7 @@ class SagaRun:
         self._definition = workflow.definition
         self.saga = claimed.saga
         self.scope = trio.CancelScope()
-        """Everything this run does; set by the supervisor to the scope of the saga's nursery."""
+        """Everything this run does; the supervisor enters it around `run`, and may have cancelled it before."""
         self._responses = dict(claimed.responses)
         now = trio.current_time()
         self._due = now + claimed.due_in_secs

@@ -63,8 +63,10 @@ class Supervisor:
         self._nursery: trio.Nursery | None = None
         self._holds_lease = False
         self._lease_ends = 0.0
-        # Sagas whose creation was answered by an error although it may have happened: owned by us and run by nobody.
-        self._doubtful: set[str] = set()
+        # Until then the store may hold sagas that are ours and that nobody runs: a creation or a claim was answered by
+        # an error although it happened, or is still to happen.
+        self._doubt_ends = 0.0
+        self._being_created: set[str] = set()
         # Sagas may be waiting in the store, older than any that is started now: they go first.
         self._backlog = True
         self._changed = trio.Event()
@@ -83,20 +85,27 @@ class Supervisor:
         """Places that are free."""
         return self._limits.max_concurrent - len(self._runs) - self._reserved
 
+    @property
+    def _may_take_more(self) -> bool:
+        # The clock is asked too: after this process was held up, the lease may be over before its loop has noticed.
+        return self._holds_lease and trio.current_time() < self._lease_ends and not self.is_draining
+
     # --- what the service calls --------------------------------------------------------------------------------------
 
     @contextmanager
     def place(self, saga_id: str) -> Iterator[Place]:
         """Holds a place while a saga is being created, if there is one and nobody older is waiting for it."""
-        free = self._holds_lease and not self.is_draining and not self._backlog and self.room > 0
+        free = self._may_take_more and not self._backlog and self.room > 0
         self._reserved += free
+        self._being_created.add(saga_id)
         try:
             yield Place(self, self.worker_id if free else None)
-        except Unavailable:
+        except BaseException:
             if free:
-                self._doubtful.add(saga_id)
+                self._doubt()
             raise
         finally:
+            self._being_created.discard(saga_id)
             self._unreserve(int(free))
 
     def saga_created(self, saga: Saga, workflow: Workflow, *, owned: bool) -> None:
@@ -104,7 +113,6 @@ class Supervisor:
         if owned:
             self._start(Claimed(saga=saga), workflow)
         else:
-            self._backlog = True
             self.wake()
 
     def cancel(self, saga_id: str) -> bool:
@@ -119,6 +127,7 @@ class Supervisor:
 
     def wake(self) -> None:
         """There may be something to claim."""
+        self._backlog = True
         self._changed.set()
 
     # --- the background task -----------------------------------------------------------------------------------------
@@ -187,26 +196,29 @@ class Supervisor:
             else:
                 break
         await self._join()
-        self._backlog = True
         self.wake()
 
     async def _lease_loop(self) -> None:
-        """Renews the lease three times as often as it must; without it all runs stop before others may claim them."""
+        """Renews the lease three times as often as it must, and more often when that fails; without it all runs stop
+        before others may claim them: a fifth of the lease is kept for that."""
+        lease_secs = self._limits.lease_secs
+        pause_secs = lease_secs / 3
         while True:
-            await trio.sleep(self._limits.lease_secs / 3)
+            await trio.sleep(pause_secs)
             now = trio.current_time()
+            last = self._lease_ends - lease_secs / 5
             try:
-                with trio.fail_after(max(0.0, self._lease_ends - now)):
-                    held = await self._engine.store.renew_lease(self.worker_id, self._limits.lease_secs)
-            except Unavailable as error:
+                with trio.fail_after(max(0.0, min(lease_secs / 3, last - now))):
+                    held = await self._engine.store.renew_lease(self.worker_id, lease_secs)
+            except (Unavailable, trio.TooSlowError) as error:
                 log.warning("lease_not_renewed worker=%s error=%s", self.worker_id, error)
-                held = now + self._limits.lease_secs / 3 < self._lease_ends
-                if held:
+                pause_secs = lease_secs / 15
+                if trio.current_time() + pause_secs < last:
                     continue
-            except trio.TooSlowError:
                 held = False
             if held:
-                self._lease_ends = now + self._limits.lease_secs
+                self._lease_ends = now + lease_secs
+                pause_secs = lease_secs / 3
                 continue
             log.error("lease_lost worker=%s sagas=%d", self.worker_id, len(self._runs))
             self._holds_lease = False
@@ -214,6 +226,7 @@ class Supervisor:
                 run.scope.cancel()
             await self._until_idle()
             await self._rejoin()
+            pause_secs = lease_secs / 3
 
     async def _claim_loop(self) -> None:
         """Fills free places from the store: at start, whenever one becomes free while sagas wait, and now and then."""
@@ -224,7 +237,7 @@ class Supervisor:
                 if trio.current_time() >= next_sweep:
                     next_sweep = trio.current_time() + POLL_SECS
                     self._backlog |= await self._engine.store.release_expired_workers() > 0
-                    await self._release_doubtful()
+                    await self._release_what_nobody_runs()
                     claimed = await self.claim_once()
                 elif self._backlog:
                     claimed = await self.claim_once()
@@ -239,18 +252,21 @@ class Supervisor:
             with trio.move_on_at(next_sweep):
                 await changed.wait()
 
-    async def _release_doubtful(self) -> None:
-        for saga_id in list(self._doubtful):
-            saga = await self._engine.store.get(saga_id)
-            if saga is not None and saga.owner == self.worker_id and saga_id not in self._runs:
-                await self._engine.store.release(saga, interrupted=False)
-                self._backlog = True
-            self._doubtful.discard(saga_id)
+    def _doubt(self) -> None:
+        """An unanswered write may have given us a saga that we do not know of, and may do so for some time yet."""
+        self._doubt_ends = trio.current_time() + self._limits.lease_secs
+
+    async def _release_what_nobody_runs(self) -> None:
+        if trio.current_time() < self._doubt_ends and self._holds_lease:
+            # Claims are made by this very task. A creation that begins meanwhile may lose its saga again before its
+            # first move, which then finds no lease: nobody was called.
+            known = [*self._runs, *self._being_created]
+            self._backlog |= await self._engine.store.release_all_but(self.worker_id, known) > 0
 
     async def claim_once(self) -> int:
         """One pass: claims up to the free places. Returns how many sagas were taken up."""
         room = self.room
-        if room <= 0 or self.is_draining or not self._holds_lease:
+        if room <= 0 or not self._may_take_more:
             return 0
         # Held while the claim is under way, so that a start cannot take the same places.
         self._reserved += room
@@ -270,6 +286,7 @@ class Supervisor:
         finally:
             if not asked:
                 self._backlog = True
+                self._doubt()
             self._unreserve(room)
         return len(claimed)
 
@@ -289,6 +306,8 @@ class Supervisor:
 
     def _start(self, claimed: Claimed, workflow: Workflow) -> None:
         run = SagaRun(self._engine, claimed, workflow)
+        if not self._holds_lease:
+            run.scope.cancel()  # lost while this saga was on its way to us
         if self.is_draining:
             run.stop()
         if claimed.saga.saga_id in self._early_cancels:
@@ -300,12 +319,16 @@ class Supervisor:
     async def _supervise(self, run: SagaRun) -> None:
         saga_id = run.saga.saga_id
         try:
-            async with trio.open_nursery() as nursery:
-                run.scope = nursery.cancel_scope
-                await run.run()
+            with run.scope:
+                async with trio.open_nursery():
+                    await run.run()
         except* LeaseLost:
             log.warning("lease_lost saga_id=%s epoch=%d", saga_id, run.saga.epoch)
             self._engine.meter.lease_lost()
+        except* Unavailable as errors:
+            # Only met when it was to be freed; moves wait for the store.
+            log.warning("saga_not_released saga_id=%s error=%s", saga_id, errors.exceptions[0])
+            self._doubt()
         except* Exception as errors:  # noqa: BLE001  # one saga's bug never ends another saga
             await self._put_aside(run.saga, errors)
         finally:
@@ -324,3 +347,4 @@ class Supervisor:
             await self._engine.store.release(saga, interrupted=True, retry_in_secs=CRASH_PAUSE_SECS)
         except Exception as again:  # noqa: BLE001  # the last line of defence between one saga and all others
             log.error("saga_not_released saga_id=%s error=%s", saga.saga_id, again)
+            self._doubt()

@@ -271,6 +271,22 @@ async def test_a_worker_that_ends_in_order_frees_what_it_still_owns(store: Store
     assert not await store.renew_lease(WORKER, 15)
 
 
+async def test_a_worker_frees_what_it_owns_and_does_not_run(store: Store) -> None:
+    await store.register_worker(WORKER, 15)
+    await store.register_worker("worker-2", 15)
+    known, other = await running(store), await running(store, owner="worker-2")
+    unknown = await running(store)
+    ended = (await store.record(move(await running(store), status=SagaStatus.COMPLETED))).saga
+    assert await store.release_all_but(WORKER, [known.saga_id]) == 1
+    freed = await store.get(unknown.saga_id)
+    assert freed is not None
+    assert (freed.owner, freed.outcome_unknown, freed.revision) == (None, True, unknown.revision)
+    for untouched in (known, other, ended):
+        assert await store.get(untouched.saga_id) == untouched
+    assert await store.release_all_but(WORKER, []) == 1
+    assert await store.release_all_but(WORKER, []) == 0
+
+
 async def test_a_saga_whose_owner_is_no_worker_is_freed(store: Store) -> None:
     # The write of a worker that was removed a moment before: nobody's lease would ever end.
     await store.register_worker("worker-2", 15)

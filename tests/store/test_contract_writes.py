@@ -278,6 +278,16 @@ async def test_completion_and_cancel_request_at_once_have_one_winner_and_both_ar
     assert answer.cancel_requested == (not recorded[0].landed)
 
 
+async def test_a_cancel_request_bars_failed_too_so_that_it_names_the_end(store: Store) -> None:
+    saga = await running(store)
+    await store.request_cancel_unless_terminal(saga.saga_id)
+    refused = await store.record(move(saga, status=SagaStatus.FAILED))
+    assert not refused.landed
+    assert (refused.saga.status, refused.saga.cancel_requested) == (SagaStatus.RUNNING, True)
+    ended = await store.record(move(refused.saga, status=SagaStatus.CANCELLED))
+    assert (ended.landed, ended.saga.status) == (True, SagaStatus.CANCELLED)
+
+
 async def test_a_cancel_request_bars_no_other_move_and_no_move_clears_it(store: Store) -> None:
     saga = await running(store)
     await store.request_cancel_unless_terminal(saga.saga_id)
