@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -185,6 +188,17 @@ def test_a_large_payload_can_be_mapped() -> None:
     payload = {"items": [{"sku": f"sku-{n}", "quantity": n} for n in range(10_000)]}
     request = built({"lines": "payload.items[*].{id: sku, count: quantity}"}, saga_with(payload))
     assert request["lines"][-1] == {"id": "sku-9999", "count": 9999}
+
+
+def test_the_expressions_of_the_documentation_give_what_it_says() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "workflow.md").read_text(encoding="utf-8")
+    (given_payload,) = re.findall(r"^\| expression \| gives, for `(.*)` \|$", text, re.MULTILINE)
+    table = text.partition(given_payload)[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`+) ?(.+?) ?\1 \| `([^`]+)`", table, re.MULTILINE)
+    assert len(rows) == 7
+    for _, expression, value in rows:
+        request = built({"x": expression.replace("\\|", "|")}, saga_with(json.loads(given_payload)))
+        assert request == {"x": json.loads(value)}, expression
 
 
 # --- expressions -----------------------------------------------------------------------------------------------------
