@@ -16,9 +16,19 @@ from rpc.metadata import encode_timeout
 from rpc.outcomes import Lost, failed_before_leaving, not_done
 from rpc.settings import ServiceSettings, ServiceTls
 from rpc.single_flight import RunCancelled, SingleFlight
+from saga.ports import Outcome
 
 _PAUSE_AFTER_FAILED_EXTRA_SECS = 1.0
 """A guess: long enough to be no load, short against the deadline of a step."""
+
+
+REFUSALS_PASSED_OVER = 5
+"""How often a call that the peer says it has not looked at (REFUSED_STREAM, GOAWAY) is sent again as if nothing had
+been, as gRPC clients do. grpc servers count a stream a moment longer than their client can, so a full connection
+refuses calls that are within its limit; each of them would else cost the step an attempt and its backoff."""
+
+_PAUSE_AFTER_REFUSAL_SECS = 0.01
+"""A guess at that moment."""
 
 
 class PoolLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,17 +97,24 @@ class ServiceChannel:
     ) -> Reply:
         """Makes one call; `deadline` (Trio's clock) is told to the participant, keeping it is the caller's. Raises
         `Lost`. Cancelled: the stream is reset before it returns, and the other calls do not notice."""
-        link = self._link_with_room() or await self._wait_for_link()
-        link.in_flight += 1
-        progress.link = link
-        progress.sent_at = now = trio.current_time()
-        exchange = link.exchange(answer_limit)
-        timeout = ("grpc-timeout", encode_timeout(deadline - now))
-        try:
-            return await exchange.run([*headers, timeout, *metadata], request)
-        finally:
-            progress.left = exchange.left
-            self._give_back(link)
+        for tries_left in range(REFUSALS_PASSED_OVER, -1, -1):
+            link = self._link_with_room() or await self._wait_for_link()
+            link.in_flight += 1
+            progress.link = link
+            progress.sent_at = now = trio.current_time()
+            exchange = link.exchange(answer_limit)
+            timeout = ("grpc-timeout", encode_timeout(deadline - now))
+            try:
+                return await exchange.run([*headers, timeout, *metadata], request)
+            except Lost as lost:
+                if lost.outcome is not Outcome.NOT_DONE or not tries_left:
+                    raise
+            finally:
+                progress.left = exchange.left
+                self._give_back(link)
+            progress.left = False
+            await trio.sleep(_PAUSE_AFTER_REFUSAL_SECS)
+        raise AssertionError("the last try returns or raises")
 
     def _link_with_room(self) -> Link | None:
         best, most = None, 0
