@@ -20,9 +20,11 @@ class Catalog:
         self._store = store
         self._versions: dict[tuple[str, int], Workflow] = {}
         self._newest: dict[str, tuple[float, Workflow]] = {}
+        self._registrations = 0
 
     def note(self, workflow: Workflow) -> None:
         """A registration just made here."""
+        self._registrations += 1
         self._newest.pop(workflow.definition.name, None)
         self._versions[workflow.definition.name, workflow.version] = workflow
 
@@ -31,11 +33,14 @@ class Catalog:
         known = self._newest.get(name)
         if known is not None and trio.current_time() < known[0]:
             return known[1]
+        registrations = self._registrations
         workflow = await self._store.workflow(name)
         if workflow is None:
             raise NotFound(f"workflow not found: {name}")
         self._versions[name, workflow.version] = workflow
-        self._newest[name] = (trio.current_time() + LATEST_FOR_SECS, workflow)
+        # What was read while a registration was made may be the version before it: good for this caller, not for later.
+        if registrations == self._registrations:
+            self._newest[name] = (trio.current_time() + LATEST_FOR_SECS, workflow)
         return workflow
 
     async def version(self, name: str, version: int) -> Workflow:

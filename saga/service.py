@@ -22,7 +22,7 @@ from saga.model import Json, Saga, SagaStatus, StepLog
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
 from saga.supervisor import Supervisor
 from saga.watchers import Subscription, Watchers
-from saga.workflow import Workflow
+from saga.workflow import Workflow, WorkflowDefinition
 from saga.workflow_yaml import parse_workflow
 
 MAX_NAME = 255
@@ -181,6 +181,11 @@ class SagaService:
             body = msgspec.json.encode(request.payload)
         except RecursionError:
             body = b"{" * (MAX_PAYLOAD_DEPTH + 1)
+        except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
+            message = f"cannot be written as JSON: {error}"
+            raise Invalid(
+                f"payload {message}", (Detail(field="payload", reason="not_json", message=message),)
+            ) from None
         # Brackets bound the depth from above, so that an ordinary payload costs two counts and no walk.
         if body.count(b"{") + body.count(b"[") > MAX_PAYLOAD_DEPTH and _is_deeper(request.payload, MAX_PAYLOAD_DEPTH):
             message = f"nested deeper than {MAX_PAYLOAD_DEPTH} levels"
@@ -322,6 +327,10 @@ class SagaService:
             # A NUL is no character to the database, so it must not come that far; no workflow has such a name.
             raise NotFound(f"workflow not found: {name!r}")
         return await self._catalog.newest(name)
+
+    async def workflow_of(self, saga: Saga) -> WorkflowDefinition:
+        """The definition the saga began with, and runs on."""
+        return (await self._definition(saga)).definition
 
     async def count_open(self) -> dict[SagaStatus, int]:
         """How many sagas are in each non-final state, in the whole store."""
