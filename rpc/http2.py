@@ -419,10 +419,20 @@ class Link(H2Protocol):
             return  # grpclib takes its connection apart at close; later chunks have nowhere to go
         try:
             super().data_received(data)
+            if not self.closed:
+                self._refuse_overlong_frame()
         except Exception as error:  # noqa: BLE001  (whatever a peer can provoke in the parser ends this connection only)
             if not self.closed:
                 log.warning("rpc.connection_broken error=%r", error)
                 self.abandon(f"unreadable HTTP/2: {error!r}")
+
+    def _refuse_overlong_frame(self) -> None:
+        """h2 checks the length of a frame when all of it has come, so a peer that speaks HTTP/1.1, whose letters are
+        read as a length of megabytes, would be waited for until the deadline."""
+        incoming = self.connection._connection.incoming_buffer
+        head = incoming._data[:3]
+        if len(head) == 3 and int.from_bytes(head, "big") > incoming.max_frame_size:
+            raise Http2Error("a frame longer than agreed, or no HTTP/2")
 
     def resume_writing(self) -> None:
         super().resume_writing()

@@ -54,7 +54,12 @@ async def test_callbacks_run_in_order_and_later_ones_in_the_same_tick(loop: asyn
     seen: list[int] = []
     done = trio.Event()
     loop.call_soon(seen.append, 1)
-    loop.call_soon(lambda: loop.call_soon(lambda: (seen.append(3), done.set())))
+
+    def last() -> None:
+        seen.append(3)
+        done.set()
+
+    loop.call_soon(lambda: loop.call_soon(last))
     loop.call_soon(seen.append, 2)
     await done.wait()
     assert seen == [1, 2, 3]
@@ -71,8 +76,12 @@ async def test_a_cancelled_callback_does_not_run(loop: asyncio.AbstractEventLoop
 async def test_timers_follow_trios_clock(loop: asyncio.AbstractEventLoop, autojump_clock: trio.abc.Clock) -> None:
     start = trio.current_time()
     fired: list[tuple[str, float]] = []
+
+    def fire(name: str) -> None:
+        fired.append((name, round(trio.current_time() - start, 3)))
+
     for name, delay in (("third", 3000.0), ("first", 10.0), ("second", 20.0)):
-        loop.call_later(delay, lambda name=name: fired.append((name, round(trio.current_time() - start, 3))))
+        loop.call_later(delay, fire, name)
     await run_aio(asyncio.sleep(5000))
     assert fired == [("first", 10.0), ("second", 20.0), ("third", 3000.0)]
 

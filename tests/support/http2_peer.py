@@ -32,6 +32,7 @@ class Http2Peer:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
+        self._sending = trio.Lock()
         self.resets: list[tuple[int, int]] = []
         self.h2 = H2Connection(
             H2Configuration(
@@ -44,7 +45,8 @@ class Http2Peer:
 
     async def send(self, data: bytes = b"") -> None:
         """Sends what is waiting in `h2`, then `data`."""
-        await self._stream.send_all(self.h2.data_to_send() + data)
+        async with self._sending:
+            await self._stream.send_all(self.h2.data_to_send() + data)
 
     async def close(self) -> None:
         await self._stream.aclose()
