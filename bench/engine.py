@@ -38,6 +38,11 @@ WORKFLOW = "name: bench\nsteps:\n" + "".join(
     f"  - {{name: step-{number}, service: participant, method: Participant.Do, compensate: Participant.Undo}}\n"
     for number in range(STEPS)
 )
+HANGING = """\
+name: hanging
+steps:
+  - {name: for-ever, service: participant, method: Participant.Hang, timeout_secs: 3600}
+"""
 PAYLOAD = {"order_id": "o-1", "quantity": 1}
 
 AnyStore = PostgresStore | SqliteStore
@@ -57,7 +62,7 @@ async def worker(store: AnyStore, port: int, max_concurrent: int) -> AsyncIterat
         draw=random.random,
         park_after_secs=30.0,
     )
-    supervisor = Supervisor(engine, catalog, "bench", Limits(max_concurrent=max_concurrent))
+    supervisor = Supervisor(engine, catalog, "bench", Limits(max_concurrent=max_concurrent, shutdown_grace_secs=1.0))
     service = SagaService(
         store, supervisor, catalog, watchers, clock, services=["participant"], max_payload_bytes=1 << 20
     )
@@ -117,13 +122,14 @@ async def measure(store: AnyStore, port: int, sagas: int, in_flight: int) -> dic
 async def backlog(store: AnyStore, port: int, sagas: int) -> dict[str, Any]:
     """Memory of a worker with `sagas` waiting in the store and 100 places, all taken by sagas that do not end."""
     async with worker(store, port, 100) as service:
+        await service.register_workflow(HANGING)
         left = sagas
 
         async def client() -> None:
             nonlocal left
             while left > 0:
                 left -= 1
-                await service.start(StartSaga(workflow_name="bench", payload=PAYLOAD))
+                await service.start(StartSaga(workflow_name="hanging", payload=PAYLOAD))
 
         began = time.perf_counter()
         async with trio.open_nursery() as nursery:

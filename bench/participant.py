@@ -1,4 +1,5 @@
-"""The participant of the benchmarks: a grpclib server with reflection that answers at once and remembers nothing.
+"""The participant of the benchmarks: a grpclib server with reflection that answers at once (`Hang`: never) and
+remembers nothing.
 
 `python -m bench.participant` prints its port on the first line and serves until its standard input closes.
 """
@@ -33,7 +34,7 @@ _FILE = descriptor_pb2.FileDescriptorProto(name="bench/participant.proto", packa
 _FILE.message_type.append(_message("Request", order_id=_FIELD.TYPE_STRING, quantity=_FIELD.TYPE_INT32))
 _FILE.message_type.append(_message("Reply", id=_FIELD.TYPE_STRING, done=_FIELD.TYPE_BOOL))
 _METHODS = _FILE.service.add(name="Participant")
-for _name in ("Do", "Undo"):
+for _name in ("Do", "Undo", "Hang"):
     _METHODS.method.add(name=_name, input_type=".bench.Request", output_type=".bench.Reply")
 descriptor_pool.Default().AddSerializedFile(_FILE.SerializeToString())
 
@@ -49,10 +50,14 @@ class Participant:
         assert request is not None
         await stream.send_message(Reply(id=request.order_id, done=True))
 
+    async def hang(self, stream: Stream[Any, Any]) -> None:
+        await asyncio.Event().wait()
+
     def __mapping__(self) -> dict[str, Handler]:
+        methods = {"Do": self.answer, "Undo": self.answer, "Hang": self.hang}
         return {
-            f"/{SERVICE}/{name}": Handler(self.answer, Cardinality.UNARY_UNARY, Request, Reply)
-            for name in ("Do", "Undo")
+            f"/{SERVICE}/{name}": Handler(method, Cardinality.UNARY_UNARY, Request, Reply)
+            for name, method in methods.items()
         }
 
 

@@ -112,8 +112,9 @@ class PostgresServer:
 
 
 @contextmanager
-def running_server() -> Iterator[PostgresServer]:
-    """Starts a server and stops it, whatever ends the block."""
+def running_server(*, durable: bool = False) -> Iterator[PostgresServer]:
+    """Starts a server and stops it, whatever ends the block. `durable`: commits reach the disk, as a benchmark needs;
+    tests do without."""
     folder = Path(tempfile.mkdtemp(prefix="saga-test-postgres-"))
     try:
         identity: dict[str, Any] = {}
@@ -140,7 +141,7 @@ def running_server() -> Iterator[PostgresServer]:
         binaries, version = _find_binaries(folder, run)
         data = folder / "data"
         run(binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        process, port = _start(binaries, data, folder, environment, identity)
+        process, port = _start(binaries, data, folder, environment, identity, durable)
         try:
             yield PostgresServer(port, version)
         finally:
@@ -192,7 +193,7 @@ def _find_binaries(folder: Path, run: Callable[..., str]) -> tuple[Path, str]:
 
 
 def _start(
-    binaries: Path, data: Path, folder: Path, environment: dict[str, str], identity: dict[str, Any]
+    binaries: Path, data: Path, folder: Path, environment: dict[str, str], identity: dict[str, Any], durable: bool
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Another process may take the free port between our look and the server's start: then look again."""
     log_path = folder / "server.log"
@@ -203,8 +204,8 @@ def _start(
         options = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
-            "fsync": "off",
-            "full_page_writes": "off",
+            "fsync": "on" if durable else "off",
+            "full_page_writes": "on" if durable else "off",
             "max_connections": "200",
             "shared_buffers": "64MB",
             "log_min_messages": "warning",

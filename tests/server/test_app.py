@@ -1,0 +1,244 @@
+"""The server as a process: how it starts, what it says when it cannot, how it stops."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli import main
+from tests.support.participants import participant
+from tests.support.postgres import PostgresServer
+from tests.support.server_process import ServerProcess, free_port, server_process
+
+WORKFLOW = "name: {name}\nsteps:\n  - {{name: only, service: shop, method: Inventory.Reserve}}\n"
+SERVICES = {"shop": {"host": "127.0.0.1", "port": 1}}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_with_0_and_no_traceback(tmp_path: Path, number: signal.Signals) -> None:
+    with server_process(tmp_path, {}) as server:
+        server.start()
+        server.signal(number)
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
+        assert "stopped" in server.log
+
+
+def test_a_drain_answers_the_long_poll_under_way_and_lets_the_running_attempt_finish(tmp_path: Path) -> None:
+    with participant(flavour="grpclib", script={"*": [{"delay_secs": 1.0}]}) as shop:
+        with server_process(tmp_path, {"services": {"shop": shop.settings()}}) as server:
+            server.start()
+            server.register(WORKFLOW.format(name="slow"))
+            saga_id = server.start_saga("slow", {})
+            answers: list[tuple[int, Any]] = []
+            polling = threading.Thread(
+                target=lambda: answers.append(server.call("GET", f"/api/v1/sagas/{saga_id}?wait_secs=60"))
+            )
+            polling.start()
+            while not shop.calls():
+                pass
+            server.signal(signal.SIGTERM)
+            polling.join()
+            assert server.wait() == 0
+            assert answers[0][0] == 200
+        with server_process(tmp_path, {"services": {"shop": shop.settings()}}) as server:
+            server.start()
+            assert server.ended(saga_id)["saga"]["status"] == "COMPLETED"
+        # The attempt that was running was not cut off and run again.
+        assert len(shop.calls()) == 1
+
+
+def test_a_second_signal_cuts_off(tmp_path: Path) -> None:
+    with (
+        participant(flavour="grpclib", script={"*": [{"hang": True}]}) as shop,
+        server_process(tmp_path, {"services": {"shop": shop.settings()}}) as server,
+    ):
+        server.start()
+        server.register(WORKFLOW.format(name="endless"))
+        server.start_saga("endless", {})
+        while not shop.calls():
+            pass
+        server.signal(signal.SIGTERM)
+        # Told again until it has had enough: an echo right after the first is not counted.
+        while not _ends_within(server, 0.3):
+            server.signal(signal.SIGTERM)
+        assert server.wait() == 1
+        assert "Traceback" not in server.log
+
+
+def _ends_within(server: ServerProcess, secs: float) -> bool:
+    try:
+        server.wait(secs)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("key", ["port", "grpc_port"])
+def test_a_taken_port_is_named_with_its_key(tmp_path: Path, key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, server_process(tmp_path, {}) as server:
+        server.config.write_text(
+            json.dumps({"server": {"port": free_port(), "grpc_port": free_port(), key: taken.getsockname()[1]}})
+        )
+        server.spawn()
+        assert server.wait() == 1
+        assert f"saga: server.{key}: cannot listen on 127.0.0.1:{taken.getsockname()[1]}" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_a_bad_configuration_is_refused_with_every_path(tmp_path: Path) -> None:
+    with server_process(tmp_path, {"saga": {"max_concurrent": 0, "max_concurent": 1}, "sevices": {}}) as server:
+        server.spawn()
+        assert server.wait() == 1
+        for path in ("saga.max_concurrent", "saga.max_concurent", "sevices"):
+            assert path in server.log
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (
+            {"auth": {"jwks_url": "http://127.0.0.1/jwks", "issuer": "i", "audience": "a"}},
+            "auth: this release does not",
+        ),
+        (
+            {"services": {"shop": {"host": "localhost", "port": 1, "tls": {}}}},
+            "services.shop.tls: this release does not",
+        ),
+    ],
+)
+def test_what_is_not_there_yet_is_refused_rather_than_left_out(
+    tmp_path: Path, section: dict[str, Any], says: str
+) -> None:
+    with server_process(tmp_path, section) as server:
+        server.spawn()
+        assert server.wait() == 1
+        assert says in server.log
+
+
+def test_without_auth_it_listens_on_loopback_only_unless_insecure(tmp_path: Path) -> None:
+    everywhere = {"server": {"host": "0.0.0.0", "port": free_port(), "grpc_port": free_port()}}
+    with server_process(tmp_path, everywhere) as server:
+        server.spawn()
+        assert server.wait() == 1
+        assert "server.host: expected a loopback address" in server.log
+    with server_process(tmp_path, everywhere, "--insecure") as server:
+        server.port = everywhere["server"]["port"]  # type: ignore[assignment]  # an int in a mixed dict
+        server.start()
+        assert "no_access_control" in server.log
+
+
+def test_a_bad_workflow_file_is_reported_by_name_and_line_and_the_others_load(tmp_path: Path) -> None:
+    folder = tmp_path / "workflows"
+    folder.mkdir()
+    (folder / "a-good.yaml").write_text(WORKFLOW.format(name="good"))
+    (folder / "b-bad.yaml").write_text("name: bad\nsteps:\n  - {name: x, service: shop, method: nonsense}\n")
+    (folder / "c-unreadable.yaml").mkdir()
+    (folder / "d-again.yml").write_text(WORKFLOW.format(name="good"))
+    (folder / "e-other.yml").write_text(WORKFLOW.format(name="other"))
+    with server_process(tmp_path, {"services": SERVICES}) as server:
+        server.start()
+        answer = server.call("GET", "/api/v1/workflows")[1]
+        assert [workflow["name"] for workflow in answer["workflows"]] == ["good", "other"]
+        assert "b-bad.yaml:3:" in server.log
+        assert "steps[0].method" in server.log
+        assert "c-unreadable.yaml: cannot be read" in server.log
+        assert "d-again.yml: name: workflow good is defined in" in server.log
+
+
+def test_definitions_registered_through_the_api_survive_a_restart(tmp_path: Path) -> None:
+    with server_process(tmp_path, {"services": SERVICES}) as server:
+        server.start()
+        server.register(WORKFLOW.format(name="kept"))
+        server.kill()
+        server.start()
+        assert server.call("GET", "/api/v1/workflows/kept")[0] == 200
+
+
+def test_a_start_with_the_database_down_waits_and_says_so(tmp_path: Path) -> None:
+    database = {"host": "127.0.0.1", "port": free_port(), "name": "saga", "user": "postgres", "password": "hidden-word"}
+    with server_process(tmp_path, {"database": database}) as server:
+        server.spawn()
+        while "database_unavailable" not in (server.log if (tmp_path / "server.log").exists() else ""):
+            assert server.process.poll() is None
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert "hidden-word" not in server.log
+
+
+def test_a_second_server_on_the_embedded_store_is_refused_with_a_clear_message(tmp_path: Path) -> None:
+    with server_process(tmp_path, {}) as first:
+        first.start()
+        other = tmp_path / "other"
+        other.mkdir()
+        with server_process(other, {"saga": {"data_dir": str(tmp_path / "data")}}) as second:
+            second.spawn()
+            assert second.wait() == 1
+            assert "another process" in second.log
+            assert "Traceback" not in second.log
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out.startswith("saga ")
+
+
+def test_workflow_check_prints_file_line_column_and_path_and_exits_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(WORKFLOW.format(name="good"))
+    bad.write_text("name: bad\nsteps:\n  - name: x\n    service: shop\n    method: A.B\n    retry: {max_attempts: 0}\n")
+    assert main(["workflow", "check", str(good)]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["workflow", "check", str(good), str(bad)]) == 1
+    assert capsys.readouterr().out.startswith(f"{bad}:6:27: steps[0].retry.max_attempts: expected int >= 1")
+
+
+def _migrate(config: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[bool]:
+    """Runs a migration; which of the migrations are applied then."""
+    assert main(["migrate", *arguments, "--config", str(config)]) == 0
+    capsys.readouterr()
+    assert main(["migrate", "status", "--json", "--config", str(config)]) == 0
+    return [row["applied_at"] is not None for row in json.loads(capsys.readouterr().out)]
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_migrate_goes_up_and_down_and_says_where_it_stands(
+    kind: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    postgres_server: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"saga": {"data_dir": str(tmp_path / "data")}}))
+    with postgres_server.empty_database() as dsn:
+        if kind == "postgres":
+            monkeypatch.setenv("DATABASE_URL", dsn)
+        assert all(_migrate(config, capsys, "up"))
+        assert _migrate(config, capsys, "down")[-1] is False
+        assert not any(_migrate(config, capsys, "down", "--to", "0"))
+        assert all(_migrate(config, capsys, "up"))
+    assert main(["migrate", "up", "--to", "1", "--config", str(config)]) == 1
+
+
+def test_migrate_says_that_the_database_is_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://postgres:hidden-word@127.0.0.1:{free_port()}/saga")
+    config = tmp_path / "config.yaml"
+    config.write_text("{}")
+    assert main(["migrate", "status", "--config", str(config)]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("saga: ")
+    assert "hidden-word" not in printed
