@@ -225,7 +225,7 @@ async def test_an_asyncio_cancel_reaches_the_trio_function_and_waits_for_its_end
         await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.wait([task])
-        return "cancelled" if task.cancelled() else "not cancelled"
+        return "cancelled" if task.cancelled() else "ended otherwise"
 
     assert await run_aio(caller()) == "cancelled"
     assert seen == ["unwound"]
