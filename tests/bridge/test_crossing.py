@@ -232,15 +232,14 @@ async def test_an_asyncio_cancel_reaches_the_trio_function_and_waits_for_its_end
 
 
 async def test_an_asyncio_timeout_around_trio_is_a_timeout_error(loop: object, autojump_clock: trio.abc.Clock) -> None:
-    async def caller() -> str:
-        try:
-            async with asyncio.timeout(5):
-                await call_trio(trio.sleep_forever)
-        except TimeoutError:
-            return "timed out"
-        return "returned"
+    async def caller() -> None:
+        async with asyncio.timeout(5):
+            await call_trio(trio.sleep_forever)
 
-    assert await run_aio(caller()) == "timed out"
+    started = trio.current_time()
+    with pytest.raises(TimeoutError):
+        await run_aio(caller())
+    assert trio.current_time() - started == pytest.approx(5)
 
 
 async def test_a_cancel_goes_through_trio_asyncio_trio(loop: object, autojump_clock: trio.abc.Clock) -> None:
