@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -84,6 +85,12 @@ def start() -> Iterator[type[Run]]:
         yield Kept
 
 
+def shape(output: str) -> list[str]:
+    """Its lines without what differs from run to run."""
+    lines = [line for line in output.splitlines() if "is taken" not in line]
+    return [" ".join(re.sub(r"[0-9a-f-]{36}|[0-9]+", "N", line).split()) for line in lines]
+
+
 def with_payment(module: str) -> str:
     """A program that runs the demo with another payment service."""
     return (
@@ -106,6 +113,8 @@ def test_one_order_completes_one_is_undone_and_one_is_cancelled_half_way(start: 
     assert "stock 98" in out
     assert "\x1b" not in out
     assert max(len(line) for line in out.splitlines()) <= 100
+    (example,) = re.findall(r"```\n(Starting three.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert shape(out) == shape(example)
 
 
 def test_taken_ports_are_left_alone_and_the_json_report_names_the_others(start: type[Run]) -> None:
