@@ -55,6 +55,8 @@ class Script:
         self._script = script
         self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._past = [json.loads(line) for line in journal.read_text().splitlines()]
+        keys = {entry["call_id"]: entry["metadata"].get("idempotency-key") for entry in self._past if "method" in entry}
+        self._done = {keys[entry["call_id"]] for entry in self._past if entry.get("effect")}
         self._past = [entry for entry in self._past if "method" in entry]
         self._ids = itertools.count()
         os.set_blocking(sys.stdout.fileno(), False)
@@ -90,7 +92,9 @@ class Script:
             if behaviour.get("die") == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             silent = "status" in behaviour or "hang" in behaviour
-            if behaviour.get("effect", not silent):
+            key = metadata.get("idempotency-key")
+            if behaviour.get("effect", not silent) and not (behaviour.get("once") and key in self._done):
+                self._done.add(key)
                 self._note(call_id, effect=True)
             if behaviour.get("die") == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
