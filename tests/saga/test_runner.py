@@ -603,7 +603,9 @@ async def test_a_row_that_is_refused_without_payloads_too_is_our_bug_and_is_rais
             await at.run.run()
 
 
-async def test_a_run_whose_saga_has_another_owner_writes_nothing(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("heir", ["w2", "w1"])
+async def test_a_run_whose_saga_has_changed_hands_writes_nothing(heir: str, autojump_clock: MockClock) -> None:
+    """Also when it came back to a worker of the same name: the epoch tells them apart."""
     async with stage(workflow(), {"a": [late(5.0)]}) as at, trio.open_nursery() as nursery:
         lost: list[LeaseLost] = []
 
@@ -616,11 +618,11 @@ async def test_a_run_whose_saga_has_another_owner_writes_nothing(autojump_clock:
         nursery.start_soon(run)
         await at.world.until_called("a")
         await at.store.port.remove_worker("w1")
-        (claimed,) = await at.store.port.claim_due_sagas("w2", 1)
+        (claimed,) = await at.store.port.claim_due_sagas(heir, 1)
         await trio.sleep(6.0)
         assert [error.saga_id for error in lost] == [saga_id(1)]
         assert await at.saga() == claimed.saga
-        assert (claimed.saga.epoch, claimed.saga.owner, claimed.saga.outcome_unknown) == (2, "w2", True)
+        assert (claimed.saga.epoch, claimed.saga.owner, claimed.saga.outcome_unknown) == (2, heir, True)
         assert await at.logs() == []
 
 

@@ -127,6 +127,24 @@ async def test_a_new_saga_does_not_overtake_those_that_wait(autojump_clock: Mock
         assert [seen.call.saga_id for seen in worker.world.seen] == [first, second, third]
 
 
+async def test_a_new_saga_waits_while_it_is_unknown_who_waits_already(autojump_clock: MockClock) -> None:
+    world = World()
+    async with memory_store(world, ONE_STEP) as store:
+        worker = Worker(store.port, world, limits=Limits(max_concurrent=1))
+        older = await waiting_saga(worker, 1)
+
+        async def away_once(*args: Any) -> None:
+            del store.before["claim_due_sagas"]
+            raise Unavailable("the database is away")
+
+        store.before["claim_due_sagas"] = away_once
+        async with worker.at_work():
+            await settle()
+            newer = await start(worker)
+            await worker.end_of(newer)
+        assert [seen.call.saga_id for seen in world.seen] == [older, newer]
+
+
 async def test_a_thousand_sagas_pass_through_ten_places(autojump_clock: MockClock) -> None:
     async with worker_of({"a": [late(1.0)]}, ONE_STEP, limits=Limits(max_concurrent=10)) as worker:
         ids = [await start(worker) for _ in range(1000)]
@@ -227,6 +245,24 @@ async def test_a_cancel_that_comes_while_the_saga_is_being_claimed_is_seen(autoj
         assert (await worker.end_of(saga)).status is S.CANCELLED
         assert worker.world.clock.seconds() <= 6.5
         assert worker.world.seen == []
+
+
+async def test_a_cancel_that_comes_while_a_running_saga_is_being_claimed_stops_its_next_call(
+    autojump_clock: MockClock,
+) -> None:
+    world = World({"b": [hang()]})
+    async with memory_store(world, THREE) as store:
+        worker = Worker(store.port, world)
+        saga = await bring_to(worker, [began, succeeded()])
+
+        async def cancel_meanwhile(claimed: Sequence[Claimed]) -> None:
+            if claimed:
+                await worker.service.cancel(saga)
+
+        store.after["claim_due_sagas"] = cancel_meanwhile
+        async with worker.at_work():
+            assert (await worker.end_of(saga)).status is S.CANCELLED
+        assert world.order == ["undo a"]
 
 
 # --- parking ---------------------------------------------------------------------------------------------------------
