@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from grpclib.client import Channel
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 import workflows
 from demo.children import Child, ChildFailed, pick_port
@@ -89,6 +90,10 @@ class Failed(Exception):
     """The demo cannot go on; the text says why."""
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has stopped (`... | head`); nothing is left to say to it."""
+
+
 class Rest:
     """The server's REST API, one connection a call."""
 
@@ -96,7 +101,7 @@ class Rest:
         self.port = port
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The decoded answer. `Failed`: any status but 2xx; `OSError`: no server there."""
+        """The decoded answer. `Failed`: any status but 2xx; `OSError`, `HTTPException`: no server there, or half a one."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ORDER_SECS + 5)
         try:
             content = None if body is None else json.dumps(body)
@@ -192,6 +197,15 @@ class Demo:
         path = self._folder / "config.yaml"
         path.write_text(json.dumps(config, indent=2))
         return path
+
+    def dead_child(self) -> str | None:
+        """What a process that should be running ended with; None: all run."""
+        try:
+            for child in self._children:
+                child.check()
+        except ChildFailed as error:
+            return str(error)
+        return None
 
     def stop(self) -> None:
         """Ends the server, then the participants; bounded. Ctrl-C again changes nothing."""
@@ -306,8 +320,11 @@ def main(*, once: bool = False, as_json: bool = False) -> int:
             if not ended:
                 return 130
             _print("\nStopping.")
-        except (ChildFailed, Failed, OSError) as error:
-            demo.problem(str(error))
+        except ReaderGone:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (ChildFailed, Failed, OSError, http.client.HTTPException, GRPCError, StreamTerminatedError) as error:
+            demo.problem(demo.dead_child() or str(error) or type(error).__name__)
             demo.report["ok"] = False
         finally:
             demo.stop()
@@ -342,7 +359,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def _silent(line: str) -> None:
