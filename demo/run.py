@@ -101,7 +101,7 @@ class Rest:
         self.port = port
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The decoded answer. `Failed`: any status but 2xx; `OSError`, `HTTPException`: no server there, or half a one."""
+        """The decoded answer. `Failed`: any status but 2xx; `OSError`, `HTTPException`: no server there, or it went."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ORDER_SECS + 5)
         try:
             content = None if body is None else json.dumps(body)
