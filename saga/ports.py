@@ -237,6 +237,11 @@ class Store(Protocol):
         Returns the number of sagas freed. (Embedded store: at start, every other worker counts as ended.)"""
         ...
 
+    async def cancel_requests(self, worker_id: str) -> Sequence[str]:
+        """Ids of this worker's sagas that are asked to be cancelled and are not compensating yet: the request may have
+        been accepted by another worker."""
+        ...
+
     async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
         """Frees what this worker owns save the sagas it names, as `release_expired_workers` does; returns how many.
         For a worker that cannot know whether a write of its own has given it more than it runs."""

@@ -238,6 +238,7 @@ class Supervisor:
                     next_sweep = trio.current_time() + POLL_SECS
                     self._backlog |= await self._engine.store.release_expired_workers() > 0
                     await self._release_what_nobody_runs()
+                    await self._pass_on_cancel_requests()
                     claimed = await self.claim_once()
                 elif self._backlog:
                     claimed = await self.claim_once()
@@ -262,6 +263,13 @@ class Supervisor:
             # first move, which then finds no lease: nobody was called.
             known = [*self._runs, *self._being_created]
             self._backlog |= await self._engine.store.release_all_but(self.worker_id, known) > 0
+
+    async def _pass_on_cancel_requests(self) -> None:
+        """Those that another worker accepted; ours reach their runs at once."""
+        if self._runs:
+            for saga_id in await self._engine.store.cancel_requests(self.worker_id):
+                if (run := self._runs.get(saga_id)) is not None:
+                    run.request_cancel()
 
     async def claim_once(self) -> int:
         """One pass: claims up to the free places. Returns how many sagas were taken up."""

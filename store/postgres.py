@@ -28,7 +28,7 @@ from saga.ports import Claimed, Clock, Created, NewSaga, Page, Record, Recorded,
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
 from store import postgres_migrations, rows
 from store.group_commit import Lane
-from store.postgres_errors import TryAgain, translated
+from store.postgres_errors import NothingSent, TryAgain, translated
 from store.queries import Dialect, Query, load
 from store.rows import CreateRow, MoveRow
 
@@ -89,8 +89,9 @@ class _Link:
             for tried in range(GIVEN_WAY):
                 try:
                     with translated():
+                        connection = await self._opened()
                         async with asyncio.timeout(EXCHANGE_SECS):
-                            return await say(await self._opened())
+                            return await say(connection)
                 except TryAgain:
                     # Unequal pauses, or the two would meet again.
                     await asyncio.sleep(random.random() * 0.01 * 2**tried)
@@ -102,7 +103,11 @@ class _Link:
 
     async def _opened(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._dsn, self._session)
+            try:
+                with translated():
+                    self._connection = await connect(self._dsn, self._session)
+            except Unavailable as error:
+                raise NothingSent(str(error)) from error
         return self._connection
 
     def drop(self) -> None:
@@ -196,6 +201,8 @@ class PostgresStore:
             return await run_aio(
                 self._creation_link.exchange(lambda connection: self._create_all(connection, batch, claim_ids))
             )
+        except NothingSent:
+            raise
         except Unavailable:
             self._lost_claim_ids.update(claim_ids.values())
             raise
@@ -414,6 +421,8 @@ class PostgresStore:
 
         try:
             claimed = await self._write(say)
+        except NothingSent:
+            raise
         except Unavailable:
             self._lost_claim_ids.add(claim_id)
             raise
@@ -466,6 +475,13 @@ class PostgresStore:
                 return len(await _fetch(connection, _Q["free_abandoned_sagas"]))
 
         return await self._write(say)
+
+    async def cancel_requests(self, worker_id: str) -> Sequence[str]:
+        async def say(connection: Connection) -> list[str]:
+            found = await _fetch(connection, _Q["cancel_requests_of_worker"], worker_id=worker_id)
+            return [str(row["id"]) for row in found]
+
+        return await self._read(say)
 
     async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
         async def say(connection: Connection) -> int:

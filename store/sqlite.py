@@ -263,6 +263,9 @@ class _Database:
     def count_open(self) -> dict[SagaStatus, int]:
         return {SagaStatus(row["status"]): row["total"] for row in self._run(_Q["count_open_sagas"])}
 
+    def cancel_requests(self, worker_id: str) -> list[str]:
+        return [row["id"] for row in self._run(_Q["cancel_requests_of_worker"], worker_id=worker_id)]
+
     def ping(self) -> None:
         self._run(_Q["ping"])
 
@@ -452,6 +455,9 @@ class SqliteStore:
 
     async def release_expired_workers(self) -> int:
         return await self._write(self._writer.release_expired_workers)
+
+    async def cancel_requests(self, worker_id: str) -> Sequence[str]:
+        return await self._read(self._reader.cancel_requests, worker_id)
 
     async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
         return await self._write(self._writer.release_all_but, worker_id, running)

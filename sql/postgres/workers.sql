@@ -35,6 +35,12 @@ WHERE s.owner IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM saga.workers AS w WHERE w.id = s.owner)
 RETURNING s.id;
 
+-- name: cancel_requests_of_worker
+-- for: cancel requests that another worker accepted, told to the one that runs the saga. idx_saga_states_owner.
+SELECT id
+FROM saga.saga_states
+WHERE owner = :worker_id::text AND status IN ('STARTED', 'RUNNING') AND cancel_requested;
+
 -- name: free_sagas_of_worker
 -- for: what a worker owns and does not run: all of it when it ends in order.
 UPDATE saga.saga_states SET

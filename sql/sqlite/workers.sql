@@ -36,6 +36,12 @@ WHERE owner IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM workers AS w WHERE w.id = saga_states.owner)
 RETURNING id;
 
+-- name: cancel_requests_of_worker
+-- for: cancel requests that another worker accepted, told to the one that runs the saga. idx_saga_states_owner.
+SELECT id
+FROM saga_states
+WHERE owner = :worker_id AND status IN ('STARTED', 'RUNNING') AND cancel_requested;
+
 -- name: free_sagas_of_worker
 -- for: what a worker owns and does not run: all of it when it ends in order.
 UPDATE saga_states SET

@@ -16,7 +16,7 @@ from saga.errors import Unavailable
 from saga.model import Saga, SagaStatus, StepAction
 from saga.ports import Claimed, Created, NewSaga, Record, Recorded
 from saga.service import StartSaga
-from saga.supervisor import Limits
+from saga.supervisor import POLL_SECS, Limits
 from saga.transitions import Call, Fact, advance, judge, next_command
 from saga.workflow import OnUnknown, WorkflowDefinition
 from tests.saga.samples import AT, BEGAN, SENT, began, failed, patient, step, succeeded, undone, workflow
@@ -263,6 +263,24 @@ async def test_a_cancel_that_comes_while_a_running_saga_is_being_claimed_stops_i
         async with worker.at_work():
             assert (await worker.end_of(saga)).status is S.CANCELLED
         assert world.order == ["undo a"]
+
+
+async def test_a_cancel_that_another_worker_accepted_reaches_the_call_in_flight_within_the_poll(
+    autojump_clock: MockClock,
+) -> None:
+    world = World({"b": [hang()]})
+    async with memory_store(world, THREE) as store:
+        doer, other = Worker(store.port, world, name="doer"), Worker(store.port, world, name="other")
+        async with doer.at_work(), other.at_work():
+            await settle()
+            saga = await start(doer)
+            await trio.sleep(5.5)
+            await other.service.cancel(saga)
+            assert (await other.end_of(saga)).status is S.CANCELLED
+        ((what, at),) = world.cut_off
+        assert what == "b"
+        assert 5.5 <= at <= 5.5 + POLL_SECS
+        assert world.order == ["a", "b", "undo a"]
 
 
 # --- parking ---------------------------------------------------------------------------------------------------------

@@ -271,6 +271,18 @@ async def test_a_worker_that_ends_in_order_frees_what_it_still_owns(store: Store
     assert not await store.renew_lease(WORKER, 15)
 
 
+async def test_a_worker_is_told_which_of_its_sagas_are_asked_to_be_cancelled(store: Store) -> None:
+    await store.register_worker(WORKER, 15)
+    await store.register_worker("worker-2", 15)
+    asked, undoing, other = await running(store), await running(store), await running(store, owner="worker-2")
+    await running(store)
+    await store.record(move(undoing, status=SagaStatus.COMPENSATING, undo_plan=(0,)))
+    assert list(await store.cancel_requests(WORKER)) == []
+    for saga in (asked, undoing, other):
+        await store.request_cancel_unless_terminal(saga.saga_id)
+    assert list(await store.cancel_requests(WORKER)) == [asked.saga_id]
+
+
 async def test_a_worker_frees_what_it_owns_and_does_not_run(store: Store) -> None:
     await store.register_worker(WORKER, 15)
     await store.register_worker("worker-2", 15)
