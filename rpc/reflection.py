@@ -14,7 +14,20 @@ import ssl
 from typing import Any
 
 import msgspec
-from google.protobuf import descriptor_pool
+from google.protobuf import (
+    any_pb2,
+    api_pb2,
+    descriptor_pb2,
+    descriptor_pool,
+    duration_pb2,
+    empty_pb2,
+    field_mask_pb2,
+    source_context_pb2,
+    struct_pb2,
+    timestamp_pb2,
+    type_pb2,
+    wrappers_pb2,
+)
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from grpclib.client import Channel, Handler
@@ -118,8 +131,7 @@ def catalog_from_descriptor_set(content: bytes) -> Catalog:
     try:
         described = FileDescriptorSet.FromString(content)
         files = {file.name: file.SerializeToString() for file in described.file}
-        for name in [item for file in described.file for item in file.dependency if item not in files]:
-            files |= _well_known(name)
+        files = _WELL_KNOWN | files
         names = [
             f"{file.package}.{service.name}" if file.package else service.name
             for file in described.file
@@ -130,16 +142,14 @@ def catalog_from_descriptor_set(content: bytes) -> Catalog:
         raise ValueError(f"not a usable descriptor set (written with --include_imports?): {error}") from error
 
 
-def _well_known(name: str) -> dict[str, bytes]:
-    """`google/protobuf/…` from the runtime, with its imports. Raises KeyError for any other file."""
-    found: dict[str, bytes] = {}
-    todo = [name]
-    while todo:
-        file = FileDescriptorProto()
-        descriptor_pool.Default().FindFileByName(todo.pop()).CopyToProto(file)
-        found[file.name] = file.SerializeToString()
-        todo += [item for item in file.dependency if item not in found]
-    return found
+_WELL_KNOWN: dict[str, bytes] = {
+    module.DESCRIPTOR.name: module.DESCRIPTOR.serialized_pb
+    for module in (
+        *(any_pb2, api_pb2, descriptor_pb2, duration_pb2, empty_pb2, field_mask_pb2),
+        *(source_context_pb2, struct_pb2, timestamp_pb2, type_pb2, wrappers_pb2),
+    )
+}
+"""The files of `google/protobuf/`, for descriptions that leave them out; they are the same everywhere."""
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -234,8 +244,10 @@ async def _read_all(channel: Channel, version: _Version) -> tuple[dict[str, byte
             try:
                 todo += await fetch(file_by_filename=wanted)
             except _NoDescription:
-                # Some servers leave the well-known types out; ours are the same.
-                files |= _well_known(wanted)
+                if wanted not in _WELL_KNOWN:
+                    raise
+                files[wanted] = _WELL_KNOWN[wanted]
+                todo += FileDescriptorProto.FromString(_WELL_KNOWN[wanted]).dependency
         await stream.end()
     return files, names
 
