@@ -20,6 +20,10 @@ class TryAgain(SagaError):
     """The transaction was chosen to give way to another; nothing was changed. Never leaves the store."""
 
 
+class NothingSent(Unavailable):
+    """No connection could be opened, so nothing can have happened either."""
+
+
 _ENVIRONMENT_CLASSES = frozenset({"08", "28", "53", "55", "57", "58", "3D"})
 """SQLSTATE classes: connection, authorization, resources, object state (a lock not to be had), operator, system, no
 such database."""

@@ -54,7 +54,7 @@ class Database:
                 yield sqlite
 
     def ask(self, store: Store, sql: str, *arguments: str) -> list[tuple[Any, ...]]:
-        """What the tables hold, past the port. `sql` names tables as `saga.…` and parameters as `$1`."""
+        """What the tables hold, past the port. `sql` names tables as `saga.…` and their one parameter as `$1`."""
         if self.kind == "postgres":
 
             async def body() -> list[tuple[Any, ...]]:
@@ -65,7 +65,7 @@ class Database:
                     await connection.close()
 
             return in_plain_loop(body)
-        sql = sql.replace("saga.", "").replace("$1", "?1")
+        sql = sql.replace("saga.", "").replace("$1", "?")
         if self.kind == "sqlite_memory":
             assert isinstance(store, SqliteStore)
             # The database lives in that connection and nowhere else.

@@ -236,13 +236,14 @@ async def test_a_move_of_a_saga_that_is_gone_lost_its_lease(store: Store, databa
         await store.record(move(saga, current_step=1))
 
 
-async def test_a_cancel_request_that_came_first_bars_completion_and_the_saga_is_told_so(
-    store: Store, database: Database
+@pytest.mark.parametrize("status", [SagaStatus.COMPLETED, SagaStatus.FAILED])
+async def test_a_cancel_request_that_came_first_bars_any_other_end_and_the_saga_is_told_so(
+    store: Store, database: Database, status: SagaStatus
 ) -> None:
     saga = await running(store)
     await store.request_cancel_unless_terminal(saga.saga_id)
-    events = (event(EventType.SAGA_COMPLETED, SagaStatus.COMPLETED),)
-    recorded = await store.record(move(saga, status=SagaStatus.COMPLETED, logs=(log_entry(),), events=events))
+    events = (event(EventType.SAGA_COMPLETED, status),)
+    recorded = await store.record(move(saga, status=status, logs=(log_entry(),), events=events))
     now = await store.get(saga.saga_id)
     assert recorded == Recorded(saga=now or saga, landed=False)
     assert recorded.saga.status is SagaStatus.RUNNING

@@ -15,7 +15,7 @@ from saga.errors import RowRejected, Unavailable
 from saga.model import Saga
 from saga.ports import Recorded
 from store.postgres import PostgresStore, _Link, open_postgres
-from store.postgres_errors import TryAgain, translation_of
+from store.postgres_errors import NothingSent, TryAgain, translation_of
 from tests.store.samples import WORKER, created, log_entry, move, new_saga, running
 from tests.support.postgres import PostgresServer, in_plain_loop
 
@@ -207,6 +207,14 @@ async def test_a_server_that_is_not_there_is_unavailable(postgres_server: Postgr
                     pass
 
 
+async def test_what_was_never_sent_is_not_taken_for_lost() -> None:
+    """Hours of a server that is away must not pile up claims to ask for."""
+    async with open_loop():
+        link = _Link("postgresql://postgres@127.0.0.1:1/saga", {})
+        with pytest.raises(NothingSent):
+            await run_aio(link.exchange(lambda connection: connection.fetchval("SELECT 1")))
+
+
 async def test_a_cancelled_read_leaves_the_store_usable(postgres_dsn: str) -> None:
     async with open_loop(), open_postgres(postgres_dsn, events=True, max_reads=1) as store:
         for _ in range(20):
@@ -333,6 +341,23 @@ async def test_a_transaction_that_had_to_give_way_is_tried_again_and_not_for_eve
         assert len(set(tries)) == 1  # the connection was sound all the time
         with pytest.raises(Unavailable, match="give way"):
             await run_aio(link.exchange(say))
+        await run_aio(link.close())
+
+
+async def test_a_connection_on_which_time_ran_out_is_not_used_again(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server process may still be at work on what nobody waits for any more."""
+    pid = "SELECT pg_backend_pid()"
+    async with open_loop():
+        link = _Link(postgres_dsn, {})
+        before = await run_aio(link.exchange(lambda connection: connection.fetchval(pid)))
+        with monkeypatch.context() as patched:
+            patched.setattr("store.postgres.EXCHANGE_SECS", 0.05)
+            with pytest.raises(Unavailable):
+                await run_aio(link.exchange(lambda connection: connection.fetchval("SELECT pg_sleep(60)")))
+        after = await run_aio(link.exchange(lambda connection: connection.fetchval(pid)))
+        assert after != before
         await run_aio(link.close())
 
 
