@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -59,6 +60,7 @@ def create_app(
             view_func=_view(operation),
             methods=[operation.method],
         )
+    app.before_request(_note_route)
     _add_documents(app, service, api, meter, version)
     add_pages(app, service)
     app.register_error_handler(Exception, _on_error)
@@ -67,10 +69,15 @@ def create_app(
     return app
 
 
+def _note_route() -> None:
+    rule = quart.request.url_rule
+    if rule is not None:
+        _scope()[ROUTE] = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+
+
 def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
     async def view(**path_values: str) -> Response:
         scope = _scope()
-        scope[ROUTE] = operation.path
         request = Request(
             method=scope["method"],
             path=scope["path"],
@@ -95,13 +102,11 @@ def _add_documents(app: QuartTrio, service: SagaService, api: Api, meter: Promet
 
     @app.get("/openapi.json")
     async def openapi_json() -> Response:
-        _scope()[ROUTE] = "/openapi.json"
         return _response(Reply(status=200, body=document()))
 
     @app.get("/metrics")
     async def metrics() -> Response:
         nonlocal counted_until
-        _scope()[ROUTE] = "/metrics"
         if trio.current_time() >= counted_until:
             # Without the store the rest is all the more worth having; the old count stays.
             with trio.move_on_after(COUNT_SECS):

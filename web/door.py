@@ -29,6 +29,9 @@ WORKFLOW_BODY_BYTES = 512 * 1024
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines ask all day; their lines would bury the others."""
 
+GONE = 499
+"""The status noted when the client went away before it was answered; nginx's number for it."""
+
 REQUEST_ID = "saga.request_id"
 ROUTE = "saga.route"
 """Keys of the ASGI scope: the id of the request, and, set by whoever answers, the pattern of its path."""
@@ -53,27 +56,39 @@ class Door:
         known_as = request_id(headers.get("x-request-id", [None])[-1])
         scope[REQUEST_ID] = known_as
         started = time.perf_counter()
-        status = 499  # what is noted when the client went away before it was answered
+        status = GONE
+        noted = False
+
+        def note() -> None:
+            nonlocal noted
+            if not noted:
+                noted = True
+                self._note(scope, status, time.perf_counter() - started)
 
         async def send_noted(message: dict[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", known_as.encode())]
+            elif not message.get("more_body", False):
+                note()  # before it is sent: whoever has the answer finds the line, and the count, there
             await send(message)
 
         try:
             await self._serve(scope, headers, known_as, receive, send_noted)
         finally:
-            seconds = time.perf_counter() - started
-            self._meter.http_request_served(scope["method"], scope.get(ROUTE, "none"), status, seconds)
-            level = logging.DEBUG if scope.get(ROUTE) in PROBED else logging.INFO
-            if log.isEnabledFor(level):
-                log.log(
-                    level,
-                    "http_request method=%s path=%s status=%d ms=%.1f request_id=%s",
-                    *(scope["method"], _printable(scope["raw_path"]), status, seconds * 1000, known_as),
-                )
+            note()
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get(ROUTE, "none")
+        self._meter.http_request_served(scope["method"], route, status, seconds)
+        level = logging.DEBUG if route in PROBED else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(
+                level,
+                "http_request method=%s path=%s status=%d ms=%.1f request_id=%s",
+                *(scope["method"], _printable(scope["raw_path"]), status, seconds * 1000, scope[REQUEST_ID]),
+            )
 
     async def _serve(
         self, scope: Scope, headers: dict[str, list[str]], known_as: str, receive: Receive, send: Send

@@ -1,14 +1,106 @@
 """Two pages for people: the sagas, and one saga as a timeline with the undo beside each step.
 
-Rendered on the server, read only, with no script from anywhere; what is shown comes from `SagaService` alone.
+Rendered on the server and read only; the one script reloads the page while a saga is on its way. What is shown comes
+from `SagaService` alone, through the same parsing as the API.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
+from urllib.parse import urlencode
+
+import msgspec
+import quart
+from quart import Response
 from quart_trio import QuartTrio
 
+from saga.errors import NotFound, RequestError
+from saga.model import Saga, SagaStatus, StepAction, StepLog
+from saga.ports import SagaFilter
 from saga.service import SagaService
+from saga.workflow import Step
+from web import schema
+from web.errors import status_of
+from web.parsing import parse_query
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self';"
+    " base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One step on the timeline: what was done, what was undone, and the words for what has not come yet."""
+
+    number: int
+    name: str
+    calls: str
+    undone_by: str | None
+    done: StepLog | None
+    undone: StepLog | None
+    waiting: str
 
 
 def add_pages(app: QuartTrio, service: SagaService) -> None:
     """Adds `/` and `/sagas/{saga_id}`."""
+    app.jinja_env.filters.update(instant=schema.instant, ms=_ms, json=_json)
+
+    @app.get("/")
+    async def sagas_page() -> Response:
+        chosen = {name: value for name, value in quart.request.args.items() if value}
+        try:
+            # A form sends its empty fields too; they do not filter.
+            query = parse_query(urlencode(chosen).encode(), schema.ListSagasQuery)
+            where = SagaFilter(
+                workflow_name=query.workflow_name,
+                status=query.status,
+                correlation_id=query.correlation_id,
+                compensation_failed=True if query.compensation_failed == "true" else None,
+            )
+            page = await service.list_sagas(where, page=query.page, page_size=query.page_size, cursor=query.cursor)
+        except RequestError as error:
+            return await _page("message.html", status_of(error)[0], title="That cannot be listed", message=str(error))
+        older = urlencode({**chosen, "cursor": page.next_cursor}) if page.next_cursor else None
+        return await _page("sagas.html", 200, page=page, chosen=chosen, older=older, statuses=list(SagaStatus))
+
+    @app.get("/sagas/<saga_id>")
+    async def saga_page(saga_id: str) -> Response:
+        try:
+            detail = await service.get(saga_id)
+            workflow = await service.workflow_of(detail.saga)
+        except NotFound as error:
+            return await _page("message.html", 404, title="No such saga", message=str(error))
+        rows = [_row(number, step, detail.saga, detail.step_logs) for number, step in enumerate(workflow.steps)]
+        return await _page("saga.html", 200, saga=detail.saga, rows=rows)
+
+
+def _row(number: int, step: Step, saga: Saga, logs: list[StepLog]) -> Row:
+    # The newest log of each action: a compensation that was run again has an older one.
+    latest = {log.action: log for log in logs if log.step_index == number}
+    in_hand = not saga.status.is_terminal and number == saga.current_step
+    return Row(
+        number=number + 1,
+        name=step.name,
+        calls=f"{step.service} · {step.method}",
+        undone_by=step.compensate,
+        done=latest.get(StepAction.EXECUTE),
+        undone=latest.get(StepAction.COMPENSATE),
+        waiting=f"attempt {saga.attempt}" if in_hand and saga.status is SagaStatus.RUNNING and saga.attempt else "",
+    )
+
+
+async def _page(template: str, status: int, **values: object) -> Response:
+    text = await quart.render_template(template, **values)
+    return Response(text, status, {"Content-Type": "text/html; charset=utf-8", **PAGE_HEADERS})
+
+
+def _ms(log: StepLog) -> str:
+    ended: datetime | None = log.completed_at
+    return "" if ended is None else f"{(ended - log.started_at).total_seconds() * 1000:.0f} ms"
+
+
+def _json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

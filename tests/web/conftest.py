@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 import httpx
 import pytest
@@ -74,6 +73,3 @@ async def open_site(max_payload_bytes: int = 1 << 20, grace_secs: float = 5.0) -
 async def site() -> AsyncIterator[Site]:
     async with open_site() as opened:
         yield opened
-
-
-__all__ = ["Site", "open_site", "partial"]
