@@ -26,6 +26,9 @@ BODY_SLACK_BYTES = 64 * 1024
 WORKFLOW_BODY_BYTES = 512 * 1024
 """A workflow of the permitted 256 KiB as a JSON string, with every other character escaped."""
 
+LAST_BYTES = 64 * 1024
+"""What may go out with the end of an answer, which `shield_last` gives a short time."""
+
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines ask all day; their lines would bury the others."""
 
@@ -160,7 +163,11 @@ async def _send(send: Send, reply: Reply, more_headers: dict[str, str] | None = 
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         }
     )
-    await send({"type": "http.response.body", "body": reply.body})
+    body = reply.body
+    if len(body) > LAST_BYTES:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        body = b""
+    await send({"type": "http.response.body", "body": body})
 
 
 def _printable(raw_path: bytes) -> str:

@@ -1,7 +1,11 @@
-"""Holds off a defect of hypercorn 0.18 under Trio: one bad HTTP/2 request ends the whole process.
+"""Holds off two defects of hypercorn 0.18 under Trio, both in how it treats one connection.
 
-Some inputs (data on a stream that was answered already, a path that is not ASCII) raise inside hypercorn's connection
-handler; the error leaves `serve` and its nursery. Here such an error ends the one connection it came from.
+One bad HTTP/2 request ends the whole process: some inputs (data on a stream that was answered already, a path that is
+not ASCII) raise inside the connection's handler, and the error leaves `serve` and its nursery. Here it ends the one
+connection it came from.
+
+A client that stops reading holds up the stop for ever: bytes are sent under a shield without a deadline. Here a client
+that takes nothing for `STALLED_SECS` is cut off.
 """
 
 from __future__ import annotations
@@ -10,9 +14,14 @@ import logging
 
 import hypercorn.trio.run
 import trio
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.tcp_server import TCPServer
 
 log = logging.getLogger("saga.web")
+
+STALLED_SECS = 10.0
+"""How long a client may take for one piece of an answer. A guess: far above a round trip, below any shutdown grace."""
+PIECE_BYTES = 64 * 1024
 
 
 class GuardedTCPServer(TCPServer):
@@ -34,6 +43,23 @@ class GuardedTCPServer(TCPServer):
             if rest is not None:
                 log.warning("http_connection_failed error=%r", _first(rest))
             raise cancelled from None
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                for start in range(0, len(event.data), PIECE_BYTES):
+                    # Shielded as hypercorn does it: half a frame would make the rest of the connection nonsense.
+                    with trio.move_on_after(STALLED_SECS, shield=True) as scope:
+                        await self.stream.send_all(event.data[start : start + PIECE_BYTES])
+                    if scope.cancelled_caught:
+                        log.info("http_client_stalled")
+                        await trio.aclose_forcefully(self.stream)
+                        raise trio.BrokenResourceError
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
 
 
 def install() -> None:

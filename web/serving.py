@@ -13,7 +13,7 @@ from hypercorn.config import Config
 from hypercorn.typing import Framework
 from quart_trio import QuartTrio
 
-from web import guarded_tcp_server
+from web import guarded_h2_protocol, guarded_tcp_server
 
 KEEP_ALIVE_SECS = 75.0
 """How long an idle connection stays open; as nginx does, so that a proxy in front closes first."""
@@ -36,6 +36,7 @@ async def serve_rest(
     processes may listen on the same one.
     """
     guarded_tcp_server.install()
+    guarded_h2_protocol.install()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port)
     bound = int(listener.getsockname()[1])

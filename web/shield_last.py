@@ -3,7 +3,7 @@
 Quart-Trio cancels the request's nursery as soon as its last body message is on its way. hypercorn starts the idle timer
 of the connection inside that very `send`, so the cancel hits the start: `keep_alive_timeout` is then never enforced,
 and every graceful shutdown waits the full `graceful_timeout` for a client that merely stays connected. The last `send`
-of a request is shielded here; it ends by itself when the client is gone.
+of a request is shielded here, for `LAST_SECS`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+LAST_SECS = 10.0
+"""Longest a client may take for the end of its answer. A guess: it is a few kilobytes at most."""
+
+
 def shield_last(app: Asgi) -> Asgi:
     """`app`, with the last message of each HTTP response sent to its end whatever is cancelled."""
 
     async def shielded(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_shielded(message: dict[str, Any]) -> None:
-            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            with trio.CancelScope(shield=is_last):
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                with trio.move_on_after(LAST_SECS, shield=True):
+                    await send(message)
+            else:
                 await send(message)
 
         await app(scope, receive, send_shielded if scope["type"] == "http" else send)

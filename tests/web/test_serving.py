@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 import time
 from typing import Any
 
@@ -66,6 +67,30 @@ async def test_a_client_that_stays_connected_does_not_hold_the_stop_up() -> None
             site.house.drain.begin()
             await site.stopped.wait()
             assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_client_that_stops_reading_does_not_hold_the_stop_up(
+    monkeypatch: pytest.MonkeyPatch, http2: bool
+) -> None:
+    monkeypatch.setattr("web.guarded_tcp_server.STALLED_SECS", 0.3)
+    monkeypatch.setattr("web.shield_last.LAST_SECS", 0.3)
+    async with open_site(grace_secs=0.5) as site:
+        for _ in range(12):
+            await site.start(payload={"text": "x" * 1_000_000})
+        client_socket = trio.socket.socket()
+        client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await client_socket.connect(("127.0.0.1", site.port))
+        stream = trio.SocketStream(client_socket)
+        async with stream:
+            if http2:
+                await H2Client(stream).request("GET", "/api/v1/sagas")
+            else:
+                await stream.send_all(b"GET /api/v1/sagas HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert await stream.receive_some(1)
+            site.house.drain.begin()
+            with trio.fail_after(5):
+                await site.stopped.wait()
 
 
 async def test_a_running_request_finishes_while_the_door_closes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
