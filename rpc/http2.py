@@ -236,7 +236,7 @@ class UnaryExchange:
             chunk = request[offset : offset + room]
             offset += len(chunk)
             h2.send_data(self.id, chunk, end_stream=offset == total)
-        self._transport.write(h2.data_to_send())
+        self._link.flush_soon()
         return offset
 
     async def run(self, headers: list[Header], request: bytes) -> Reply:
@@ -380,6 +380,7 @@ class Link(H2Protocol):
         self.ready: asyncio.Future[None] = running_loop().create_future()
         self.in_flight = 0
         self.suspected_at: float | None = None
+        self._flush_is_due = False
         self.last_heard = self.last_answered = -math.inf
         self._last_ping = -math.inf
         self._ping_timeout_secs = ping_timeout_secs
@@ -471,6 +472,18 @@ class Link(H2Protocol):
     def close_if_idle(self) -> None:
         if self.leaving and not self.in_flight and not self.closed:
             self.abandon("no longer needed")
+
+    def flush_soon(self) -> None:
+        """Has what was framed written in the loop's next turn, together with what other calls frame until then: a write
+        is a system call, and a group commit wakes many sagas at once."""
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        if not self.closed:
+            self.connection.flush()
 
     def abandon(self, reason: str) -> None:
         """Closes the connection; calls in flight are in doubt."""
