@@ -49,6 +49,9 @@ MESSAGE_SLACK_BYTES = 64 * 1024
 WORKFLOW_TEXT_BYTES = 256 * 1024
 """The size of a workflow's YAML (spec section 1); a request that carries one must get through."""
 DEFAULT_PAGE_SIZE = 20
+HEALTH_KEPT_SECS = 5.0
+"""How long a health answer is given again before the store is asked anew: probes come often and from many sides."""
+HEALTH_CHECK_SECS = 5.0
 STOP_SECS = 5.0
 """Bound on closing the server when it was not drained before; more than `draining.py` ever takes."""
 
@@ -319,7 +322,7 @@ async def _start(servicer: Servicer, service: SagaService, host: str, port: int,
 
     serving = ServiceStatus()
     serving.set(True)
-    database = ServiceCheck(database_answers, check_ttl=5, check_timeout=5)
+    database = ServiceCheck(database_answers, check_ttl=HEALTH_KEPT_SECS, check_timeout=HEALTH_CHECK_SECS)
     await database.__check__()  # without a first answer a watcher would be told NOT_SERVING
     checks = [serving, database]
     server = DrainingServer(

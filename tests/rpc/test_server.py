@@ -388,7 +388,7 @@ async def test_a_drain_ends_watches_with_unavailable_and_long_reads_with_the_sta
 
 
 async def test_the_request_id_is_echoed_with_an_answer_and_with_an_error(door: Door) -> None:
-    async def metadata_of(request: Message, sent: dict[str, str]) -> tuple[Any, Any]:
+    async def metadata_of(request: pb.GetSagaRequest, sent: dict[str, str]) -> tuple[Any, Any]:
         async with door.stub.GetSaga.open(timeout=10, metadata=sent) as stream:
             await stream.send_message(request, end=True)
             try:
@@ -610,6 +610,7 @@ async def test_health_is_serving_by_name_and_overall_and_not_serving_once_the_dr
 
 
 async def test_health_is_not_serving_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpc.server.HEALTH_KEPT_SECS", 0.0)
     async with open_door() as door:
 
         async def away() -> None:
@@ -621,10 +622,11 @@ async def test_health_is_not_serving_while_the_store_is_away(monkeypatch: pytest
 
 
 async def test_reflection_lists_the_services_in_v1_and_v1alpha(door: Door) -> None:
-    for stub, request in (
+    asked: list[tuple[Any, Any]] = [
         (ServerReflectionStub(door.channel), ServerReflectionRequest(list_services="")),
         (AlphaReflectionStub(door.channel), AlphaReflectionRequest(list_services="")),
-    ):
+    ]
+    for stub, request in asked:
         (answer,) = await door.ask(stub.ServerReflectionInfo, [request])
         names = {service.name for service in answer.list_services_response.service}
         assert {"k1s0.system.saga.v1.SagaService", "grpc.health.v1.Health"} <= names
