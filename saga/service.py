@@ -18,6 +18,7 @@ import trio
 from saga import transitions
 from saga.catalog import Catalog
 from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound, PayloadTooLarge
+from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
 from saga.supervisor import Supervisor
@@ -130,12 +131,14 @@ class SagaService:
         *,
         services: Collection[str],
         max_payload_bytes: int,
+        meter: Meter | None = None,
     ) -> None:
         self._store = store
         self._supervisor = supervisor
         self._catalog = catalog
         self._watchers = watchers
         self._clock = clock
+        self._meter = meter or Meter()
         self.known_services = services
         self.max_payload_bytes = max_payload_bytes
 
@@ -278,7 +281,9 @@ class SagaService:
                 record = transitions.advance(
                     saga, (await self._definition(saga)).definition, transitions.CancelObserved(), self._clock.now()
                 )
-                await self._record(record)
+                ended = await self._record(record)
+                lasted = (ended.updated_at - ended.created_at).total_seconds()
+                self._meter.saga_ended(ended.workflow_name, ended.status, lasted)
             except LeaseLost:
                 pass  # claimed meanwhile: the worker that has it sees the request in the row
         else:

@@ -133,7 +133,13 @@ async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> 
         while True:
             try:
                 return await stack.enter_async_context(
-                    open_postgres(database.dsn(), events=events, max_reads=database.max_open_conns)
+                    open_postgres(
+                        database.dsn(),
+                        events=events,
+                        max_connections=database.max_open_conns,
+                        ready_connections=database.max_idle_conns,
+                        idle_secs=database.conn_max_lifetime,
+                    )
                 )
             except Unavailable as error:
                 log.warning("database_unavailable host=%s port=%d error=%s", database.host, database.port, error)
@@ -176,6 +182,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
         clock,
         services=config.services,
         max_payload_bytes=config.saga.max_payload_bytes,
+        meter=meter,
     )
     _read_counts(meter, supervisor, store)
     app = create_app(service, drain=drain, meter=meter, version=product_version())

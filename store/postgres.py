@@ -562,15 +562,25 @@ async def _keep_session(_connection: Connection) -> None:
 
 @asynccontextmanager
 async def open_postgres(
-    dsn: str, *, events: bool, max_reads: int = 10, migrate: bool = True, clock: Clock | None = None
+    dsn: str,
+    *,
+    events: bool,
+    max_connections: int = 10,
+    ready_connections: int = 1,
+    idle_secs: float = 300.0,
+    migrate: bool = True,
+    clock: Clock | None = None,
 ) -> AsyncIterator[PostgresStore]:
     """The store on a database. To be entered inside `bridge.open_loop()`.
 
     `dsn`: `postgresql://user:password@host:port/database?sslmode=…`. `events`: whether announcements are written to the
-    outbox. `max_reads`: connections for reads, on top of the three for writes. `migrate` False: the schema must be up
-    to date already. `clock`: instants from it instead of from the database; for tests.
+    outbox. `max_connections`: three of them write, the others, at least one, read; `ready_connections` of the readers
+    are opened now, and a reader that was idle for `idle_secs` (0: for ever) is closed. `migrate` False: the schema must
+    be up to date already. `clock`: instants from it instead of from the database; for tests.
     `Unavailable`: the database cannot be reached. `MigrationError`: the schema does not fit.
     """
+
+    readers = max(1, max_connections - WRITE_CONNECTIONS)
 
     async def prepare() -> Any:
         with translated():
@@ -584,8 +594,9 @@ async def open_postgres(
                 await connection.close()
             return await asyncpg.create_pool(
                 dsn,
-                min_size=1,
-                max_size=max_reads,
+                min_size=min(ready_connections, readers),
+                max_size=readers,
+                max_inactive_connection_lifetime=idle_secs,
                 timeout=CONNECT_SECS,
                 server_settings=_READER_SESSION,
                 max_cached_statement_lifetime=0,
@@ -606,3 +617,7 @@ async def open_postgres(
     finally:
         with trio.CancelScope(shield=True):
             await run_aio(store.close_connections())
+
+
+WRITE_CONNECTIONS = MOVE_LANES + 2
+"""One a lane of moves, one for creations, one for single writes."""

@@ -216,7 +216,7 @@ async def test_what_was_never_sent_is_not_taken_for_lost() -> None:
 
 
 async def test_a_cancelled_read_leaves_the_store_usable(postgres_dsn: str) -> None:
-    async with open_loop(), open_postgres(postgres_dsn, events=True, max_reads=1) as store:
+    async with open_loop(), open_postgres(postgres_dsn, events=True, max_connections=4) as store:
         for _ in range(20):
             with trio.move_on_after(0):
                 await store.count_open()
