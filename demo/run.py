@@ -285,7 +285,8 @@ class Demo:
         base = f"http://127.0.0.1:{self.ports['REST']}/api/v1"
         last = self.report["orders"][-1]["saga"]["saga_id"]
         payload = json.dumps({"workflow_name": WORKFLOW, "payload": ORDERS[0].payload | {"order_id": "A-1004"}})
-        self._say(f"\nREST  {base}    gRPC  127.0.0.1:{self.ports['gRPC']}")
+        self._say(f"\nPages http://127.0.0.1:{self.ports['REST']}/")
+        self._say(f"REST  {base}    gRPC  127.0.0.1:{self.ports['gRPC']}")
         self._say("Go on with:")
         self._say(f"  curl -s '{base}/sagas?page_size=5'")
         self._say(f"  curl -s {base}/sagas/{last}")
