@@ -21,6 +21,7 @@ from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound, PayloadT
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
+from saga.saga_id import canonical_saga_id
 from saga.supervisor import Supervisor
 from saga.watchers import Subscription, Watchers
 from saga.workflow import Workflow, WorkflowDefinition
@@ -208,7 +209,7 @@ class SagaService:
 
     async def saga(self, saga_id: str) -> Saga:
         """`NotFound`: no such saga, or no id at all."""
-        canonical = _canonical_id(saga_id)
+        canonical = canonical_saga_id(saga_id)
         saga = await self._store.get(canonical) if canonical else None
         if saga is None:
             raise NotFound(f"saga not found: {saga_id}")
@@ -227,7 +228,7 @@ class SagaService:
     @contextmanager
     def watch(self, saga_id: str) -> Iterator[Watch]:
         """Subscribes to a saga's moves for as long as the block lasts."""
-        with self._watchers.subscribe(_canonical_id(saga_id) or saga_id) as moves:
+        with self._watchers.subscribe(canonical_saga_id(saga_id) or saga_id) as moves:
             yield Watch(self, saga_id, moves)
 
     async def list_sagas(
@@ -264,7 +265,7 @@ class SagaService:
 
     async def cancel(self, saga_id: str) -> Saga:
         """Asks for the cancellation, durably. `Conflict`: the saga is terminal. `NotFound`."""
-        canonical = _canonical_id(saga_id)
+        canonical = canonical_saga_id(saga_id)
         saga = await self._store.request_cancel_unless_terminal(canonical) if canonical else None
         if saga is None:
             raise NotFound(f"saga not found: {saga_id}")
@@ -395,20 +396,13 @@ def _known_traceparent(value: str | None) -> str | None:
     return value if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
-def _canonical_id(saga_id: str) -> str | None:
-    try:
-        return str(uuid.UUID(saga_id)) if len(saga_id) == 36 else None
-    except ValueError:
-        return None
-
-
 def _encode_cursor(key: tuple[datetime, str]) -> str:
     return f"{(key[0] - _EPOCH) // _MICROSECOND}_{key[1]}"
 
 
 def _decode_cursor(cursor: str) -> tuple[datetime, str] | None:
     match = _CURSOR.fullmatch(cursor)
-    saga_id = _canonical_id(match[2]) if match else None
+    saga_id = canonical_saga_id(match[2]) if match else None
     if match is None or saga_id is None:
         return None
     return _EPOCH + int(match[1]) * _MICROSECOND, saga_id

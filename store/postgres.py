@@ -25,6 +25,7 @@ from bridge import run_aio
 from saga.errors import Unavailable
 from saga.model import Saga, SagaStatus, StepLog
 from saga.ports import Claimed, Clock, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
+from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
 from store import postgres_migrations, rows
 from store.group_commit import Lane
@@ -346,7 +347,7 @@ class PostgresStore:
         return await lane.write(rows.prepare_move(record))
 
     async def get(self, saga_id: str) -> Saga | None:
-        known = rows.canonical_id(saga_id)
+        known = canonical_saga_id(saga_id)
         if known is None:
             return None
 
@@ -357,7 +358,7 @@ class PostgresStore:
         return await self._read(say)
 
     async def step_logs(self, saga_id: str) -> list[StepLog]:
-        known = rows.canonical_id(saga_id)
+        known = canonical_saga_id(saga_id)
         if known is None:
             return []
 
@@ -388,7 +389,7 @@ class PostgresStore:
         return await self._read(say)
 
     async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
-        known = rows.canonical_id(saga_id)
+        known = canonical_saga_id(saga_id)
         if known is None:
             return None
 

@@ -6,8 +6,6 @@ before it shares a batch with others.
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -17,17 +15,11 @@ import msgspec
 from saga.errors import Conflict, LeaseLost, RowRejected
 from saga.model import Json, Saga, SagaStatus, StepAction, StepLog, StepStatus
 from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, SagaFilter
+from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, decode_definition
 
 Row = Mapping[str, Any]
 """A row by column name: an asyncpg Record or a sqlite3.Row."""
-
-_CANONICAL_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
-def canonical_id(saga_id: str) -> str | None:
-    """The id as it is stored; None where no saga can have it. Braces, URNs and bare digits are not ids here."""
-    return str(uuid.UUID(saga_id)) if _CANONICAL_ID.fullmatch(saga_id) else None
 
 
 class CreateRow(msgspec.Struct, frozen=True):
@@ -60,7 +52,7 @@ class MoveRow(msgspec.Struct, frozen=True):
 
 def prepare_create(new: NewSaga) -> CreateRow:
     """`RowRejected`: the id or the payload can be stored nowhere."""
-    if canonical_id(new.saga_id) != new.saga_id:
+    if canonical_saga_id(new.saga_id) != new.saga_id:
         raise RowRejected(f"saga {new.saga_id!r}: the id is not a lower-case UUID")
     return CreateRow(new, encode_object(new.saga_id, "payload", new.payload))
 

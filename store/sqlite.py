@@ -24,6 +24,7 @@ import trio
 from saga.errors import Conflict, RowRejected, Unavailable
 from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepLog
 from saga.ports import Claimed, Clock, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
+from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
 from store import rows, sqlite_migrations
 from store.errors import StoreInUse
@@ -425,11 +426,11 @@ class SqliteStore:
         return cast(Recorded, await self._in_lane(rows.prepare_move(record)))
 
     async def get(self, saga_id: str) -> Saga | None:
-        known = rows.canonical_id(saga_id)
+        known = canonical_saga_id(saga_id)
         return None if known is None else await self._read(self._reader.get, known)
 
     async def step_logs(self, saga_id: str) -> list[StepLog]:
-        known = rows.canonical_id(saga_id)
+        known = canonical_saga_id(saga_id)
         return [] if known is None else await self._read(self._reader.step_logs, known)
 
     async def list_sagas(
@@ -438,7 +439,7 @@ class SqliteStore:
         return await self._read(self._reader.list_sagas, where, limit, offset, after)
 
     async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
-        known = rows.canonical_id(saga_id)
+        known = canonical_saga_id(saga_id)
         return None if known is None else await self._write(self._writer.request_cancel_unless_terminal, known)
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:

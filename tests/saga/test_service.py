@@ -265,6 +265,20 @@ async def test_an_unknown_or_malformed_id_is_not_found_at_every_door(bad: str, a
         assert len(worker.watchers) == 0
 
 
+@pytest.mark.parametrize("form", ["{0}----", "{{{0}--}}", "{1}-{2}---", "-{0}---"])
+async def test_an_id_with_its_hyphens_elsewhere_is_no_id(form: str, autojump_clock: MockClock) -> None:
+    """Python's own UUID takes all of these; a cursor holds an id too."""
+    async with worker_of({}, ONE_STEP) as worker:
+        digits = (await start(worker)).replace("-", "")
+        written = form.format(digits, digits[:4], digits[4:])
+        assert len(written) == 36
+        for ask in (worker.service.get, worker.service.cancel):
+            with pytest.raises(NotFound):
+                await ask(written)
+        with pytest.raises(Invalid):
+            await worker.service.list_sagas(SagaFilter(), cursor=f"1_{written}")
+
+
 async def test_an_id_in_capitals_is_the_same_id(autojump_clock: MockClock) -> None:
     async with worker_of({"a": [hang()]}, ONE_STEP) as worker:
         saga = await start(worker)
