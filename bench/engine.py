@@ -87,7 +87,7 @@ async def load(service: SagaService, sagas: int, in_flight: int) -> list[float]:
             left -= 1
             began = time.perf_counter()
             started = await service.start(StartSaga(workflow_name="bench", payload=PAYLOAD))
-            with service.watch(started.saga.saga_id) as watch:
+            with service.watch(started.saga.saga_id, started.saga) as watch:
                 while (saga := await watch.next()) is not None:
                     last = saga
             assert last.status == "COMPLETED", last
@@ -100,7 +100,7 @@ async def load(service: SagaService, sagas: int, in_flight: int) -> list[float]:
 
 
 async def measure(store: AnyStore, port: int, sagas: int, in_flight: int) -> dict[str, Any]:
-    async with worker(store, port, max(in_flight, 1)) as service:
+    async with worker(store, port, in_flight + in_flight // 4 + 1) as service:
         await load(service, max(50, sagas // 10), in_flight)  # connections, plans and caches are warm after it
         batches = sum(lane.batches for lane in store.lanes)
         rows = sum(lane.rows for lane in store.lanes)

@@ -239,7 +239,7 @@ class SagaRun:
         self.saga = saga
         if saga.cancel_requested:
             self._cancel_requested = True
-        engine.watchers.publish(record.path)
+        engine.watchers.publish(record.path, saga)
         if record.release and saga.cancel_requested:
             # The request came before the parking and so found nothing to wake; repeated, it does.
             try:

@@ -86,14 +86,15 @@ class SagaPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watch:
-    """The states of one saga, one at a time: first the state it is in, then each one it passes through."""
+    """The states of one saga, one at a time: first the state it is in, unless the watcher knew it already, then each
+    one it passes through."""
 
-    def __init__(self, service: SagaService, saga_id: str, moves: Subscription) -> None:
+    def __init__(self, service: SagaService, saga_id: str, moves: Subscription, known: Saga | None) -> None:
         self._service = service
         self._saga_id = saga_id
         self._moves = moves
-        self._last: Saga | None = None
-        self._read_revision = -1
+        self._last = known
+        self._read_revision = -1 if known is None else known.revision
 
     async def next(self) -> Saga | None:
         """The next state; None after a terminal one. `NotFound`: no such saga."""
@@ -217,19 +218,23 @@ class SagaService:
 
     async def get(self, saga_id: str, *, wait_secs: float = 0.0) -> SagaDetail:
         """The saga and its step logs; with `wait_secs`, when it is terminal or that time is up."""
-        saga = await self.saga(saga_id)
-        if wait_secs > 0 and not saga.status.is_terminal:
-            with trio.move_on_after(wait_secs), self.watch(saga.saga_id) as watch:
-                while (state := await watch.next()) is not None:
-                    saga = state
-            saga = await self.saga(saga.saga_id)
+        if wait_secs <= 0:
+            saga = await self.saga(saga_id)
+        else:
+            with self.watch(saga_id) as watch:
+                state = await watch.next()
+                with trio.move_on_after(wait_secs):
+                    while state is not None:
+                        saga = state
+                        state = await watch.next()
         return SagaDetail(saga=saga, step_logs=await self._store.step_logs(saga.saga_id))
 
     @contextmanager
-    def watch(self, saga_id: str) -> Iterator[Watch]:
-        """Subscribes to a saga's moves for as long as the block lasts."""
+    def watch(self, saga_id: str, known: Saga | None = None) -> Iterator[Watch]:
+        """Subscribes to a saga's moves for as long as the block lasts. `known`: the saga as a call has just given it;
+        only what comes after it is told."""
         with self._watchers.subscribe(canonical_saga_id(saga_id) or saga_id) as moves:
-            yield Watch(self, saga_id, moves)
+            yield Watch(self, saga_id, moves, known)
 
     async def list_sagas(
         self, where: SagaFilter, *, page: int = 1, page_size: int = 20, cursor: str | None = None
@@ -311,7 +316,7 @@ class SagaService:
 
     async def _record(self, record: Record) -> Saga:
         recorded = await self._store.record(record)
-        self._watchers.publish(record.path)
+        self._watchers.publish(record.path, recorded.saga)
         return recorded.saga
 
     async def register_workflow(self, text: str | bytes) -> RegisteredWorkflow:

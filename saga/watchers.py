@@ -47,11 +47,12 @@ class Watchers:
     def __init__(self) -> None:
         self._by_saga: dict[str, set[Subscription]] = {}
 
-    def publish(self, path: tuple[Saga, ...]) -> None:
-        """Tells the watchers of a saga the states it has just passed through, durably."""
-        if path and (watching := self._by_saga.get(path[-1].saga_id)):
+    def publish(self, path: tuple[Saga, ...], stored: Saga) -> None:
+        """Tells the watchers of a saga the states it has just passed through, durably. `stored`: the last of them as
+        the store has it, with the instants the store has set."""
+        if watching := self._by_saga.get(stored.saga_id):
             for subscription in watching:
-                subscription.push(path)
+                subscription.push((*path[:-1], stored))
 
     @contextmanager
     def subscribe(self, saga_id: str) -> Iterator[Subscription]:
