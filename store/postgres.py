@@ -1,7 +1,8 @@
 """The store on PostgreSQL, by asyncpg.
 
 Every method is one crossing into asyncio: an exchange with the server, its commit and its clean-up run in one
-coroutine, so that a Trio cancel never cuts a transaction in two. Moves and creations gather in lanes
+coroutine, so that a Trio cancel never cuts a transaction in two. Writes run to their end, which `EXCHANGE_SECS` bounds,
+whoever is cancelled meanwhile; only what keeps or ends a lease can be given up. Moves and creations gather in lanes
 (`group_commit.py`), each with a connection of its own, and a batch is one statement, one round trip. Single writes
 share one more connection, so that no crowd of readers can keep a lease from being renewed; reads use a small pool.
 
@@ -192,6 +193,11 @@ class PostgresStore:
         with trio.CancelScope(shield=True):
             answer = await run_aio(self._single_writes.exchange(say))
         return answer  # noqa: RET504  a scope may swallow, in mypy's eyes: a return inside it would not count
+
+    async def _write_or_give_up(self, say: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        """Runs a single write that a cancel cuts off, with the connection if it was begun: whether it happened is then
+        unknown. For writes whose caller has no time to wait for a database that hangs."""
+        return await run_aio(self._single_writes.exchange(say))
 
     # --- the lanes' work ----------------------------------------------------------------------------------------------
 
@@ -465,7 +471,7 @@ class PostgresStore:
                 )
             )
 
-        return await self._write(say)
+        return await self._write_or_give_up(say)
 
     async def release_expired_workers(self) -> int:
         async def say(connection: Connection) -> int:
@@ -492,11 +498,12 @@ class PostgresStore:
 
     async def remove_worker(self, worker_id: str) -> None:
         async def say(connection: Connection) -> None:
-            async with connection.transaction():
-                await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id, running=[])
-                await _fetch(connection, _Q["remove_worker"], worker_id=worker_id)
+            # No transaction: its ROLLBACK would wait for a database that hangs. Cut off between the two, the worker is
+            # removed when its lease ends.
+            await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id, running=[])
+            await _fetch(connection, _Q["remove_worker"], worker_id=worker_id)
 
-        await self._write(say)
+        await self._write_or_give_up(say)
 
     async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
         text = encode_definition(definition)

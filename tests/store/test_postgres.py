@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 import trio
+import trio.testing
 
 from bridge import open_loop, run_aio
 from saga.errors import RowRejected, Unavailable
@@ -365,11 +366,13 @@ async def test_a_connection_on_which_time_ran_out_is_not_used_again(
 
 
 class Wire:
-    """A TCP line to the server that can lose answers: the request gets through and is done, and nobody is told."""
+    """A TCP line to the server that can lose answers: the request gets through and is done, and nobody is told. Or
+    keep them: everything stays open and nothing comes."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
         self.loses_answers = False
+        self.keeps_answers = False
         self.port = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -388,6 +391,8 @@ class Wire:
                 async for data in server:
                     if self.loses_answers:
                         break
+                    if self.keeps_answers:
+                        await trio.sleep_forever()
                     await client.send_all(data)
             except trio.BrokenResourceError:
                 pass
@@ -452,3 +457,31 @@ async def test_what_a_worker_was_given_by_an_answer_that_was_lost_comes_with_its
         assert await store.claim_due_sagas(WORKER, 1) == []
         assert await store.get(known.saga_id) == known
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("after_another", [False, True])
+@pytest.mark.parametrize("name", ["renew_lease", "remove_worker"])
+async def test_what_keeps_or_ends_a_lease_can_be_given_up_when_no_answer_comes(
+    postgres_dsn: str, postgres_server: PostgresServer, nursery: trio.Nursery, name: str, after_another: bool
+) -> None:
+    """A worker must stop its sagas before its lease ends, and exit in time, also when the database only hangs."""
+    wire = Wire(postgres_server.port)
+    await nursery.start(wire.run)
+    dsn = postgres_dsn.replace(str(postgres_server.port), str(wire.port))
+    async with open_loop(), open_postgres(dsn, events=True) as store, trio.open_nursery() as others:
+        await store.register_worker(WORKER, 60.0)
+        wire.keeps_answers = True
+        if after_another:
+            others.start_soon(unanswered_claim, store)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        arguments = (WORKER, 60.0) if name == "renew_lease" else (WORKER,)
+        with trio.fail_after(5), trio.move_on_after(0.1) as scope:
+            await getattr(store, name)(*arguments)
+        assert scope.cancelled_caught
+        wire.keeps_answers = False
+        nursery.cancel_scope.cancel()  # the claim ends with its line
+
+
+async def unanswered_claim(store: PostgresStore) -> None:
+    with pytest.raises(Unavailable):
+        await store.claim_due_sagas(WORKER, 1)
