@@ -124,9 +124,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `before` is the saga the decision was taken from: the write lands only where the row still has its `owner`,
     `epoch` and `revision`, and, when `after` is COMPLETED or FAILED, no cancel request. `after` is the state to store;
     the store sets `revision` to `before.revision + 1`, `updated_at` to its own time, `next_attempt_at` to its own time
-    plus `retry_in_secs` (None: no instant), and `deadline_at` to its own time plus `deadline_in_secs` (None:
-    unchanged). It never writes `cancel_requested`. `path` is every state passed through, in order, `after` last: what
-    watchers see.
+    plus `retry_in_secs` (None: no instant; none either for a RUNNING saga with a cancel request, which no pause puts
+    off), and `deadline_at` to its own time plus `deadline_in_secs` (None: unchanged). It never writes
+    `cancel_requested`. `path` is every state passed through, in order, `after` last: what watchers see.
     `release`: the row is given up (owner NULL) by this same write.
     """
 
@@ -213,8 +213,8 @@ class Store(Protocol):
         ...
 
     async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
-        """Marks the cancel request, durably, and makes a parked saga due at once. Returns the row as it is now (of a
-        terminal saga unchanged: look at its status); None: no such saga."""
+        """Marks the cancel request, durably, and makes a waiting saga due at once, save one that compensates. Returns
+        the row as it is now (of a terminal saga unchanged: look at its status); None: no such saga."""
         ...
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:

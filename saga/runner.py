@@ -103,10 +103,7 @@ class SagaRun:
                 return
             # A cancel needs nobody's answer: it is written before the saga is let go, so that no pause holds it up.
             if self._stopping and not isinstance(command, CancelObserved):
-                pause_secs = self._due - trio.current_time()
-                await self._engine.store.release(
-                    self.saga, interrupted=False, retry_in_secs=pause_secs if pause_secs > 0 else None
-                )
+                await self._engine.store.release(self.saga, interrupted=False)  # a pause it waits for is stored already
                 return
             fact = await self._carry_out(command) if isinstance(command, Call) else command
             if fact is not None and await self._record(fact):
@@ -237,15 +234,7 @@ class SagaRun:
         if record.deadline_in_secs is not None:
             self._deadline = now + record.deadline_in_secs
         self.saga = saga
-        if saga.cancel_requested:
-            self._cancel_requested = True
         engine.watchers.publish(record.path, saga)
-        if record.release and saga.cancel_requested:
-            # The request came before the parking and so found nothing to wake; repeated, it does.
-            try:
-                await engine.store.request_cancel_unless_terminal(saga.saga_id)
-            except Unavailable as error:
-                log.warning("parked_although_cancelled saga_id=%s error=%s", saga.saga_id, error)
         return record.release
 
     async def _write(self, fact: Fact) -> tuple[Record, Recorded]:

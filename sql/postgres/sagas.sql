@@ -48,7 +48,10 @@ WITH moved AS (
         error_message = m.error_message,
         compensation_failed = m.compensation_failed,
         attempt = m.attempt,
-        next_attempt_at = coalesce(:now::timestamptz, clock_timestamp()) + m.retry_in_secs * interval '1 second',
+        -- A cancel that came first is not put off by the pause of a retry that will not be made.
+        next_attempt_at = CASE WHEN NOT (m.status = 'RUNNING' AND s.cancel_requested) THEN
+            coalesce(:now::timestamptz, clock_timestamp()) + m.retry_in_secs * interval '1 second'
+        END,
         deadline_at = coalesce(
             coalesce(:now::timestamptz, clock_timestamp()) + m.deadline_in_secs * interval '1 second', s.deadline_at
         ),
@@ -148,10 +151,10 @@ WHERE status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 GROUP BY status;
 
 -- name: request_cancel_unless_terminal
--- for: the durable request; a parked saga becomes due, save one that compensates: its retry keeps its pause.
+-- for: the durable request; a saga that waits becomes due, save one that compensates: its retry keeps its pause.
 UPDATE saga.saga_states SET
     cancel_requested = true,
-    next_attempt_at = CASE WHEN owner IS NULL AND status <> 'COMPENSATING' THEN NULL ELSE next_attempt_at END
+    next_attempt_at = CASE WHEN status = 'COMPENSATING' THEN next_attempt_at END
 WHERE id = :saga_id::uuid AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 RETURNING id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by,
           error_message, created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at,

@@ -37,7 +37,8 @@ UPDATE saga_states SET
     error_message = :error_message,
     compensation_failed = :compensation_failed,
     attempt = :attempt,
-    next_attempt_at = :next_attempt_at,
+    -- A cancel that came first is not put off by the pause of a retry that will not be made.
+    next_attempt_at = CASE WHEN NOT (:status = 'RUNNING' AND cancel_requested) THEN :next_attempt_at END,
     deadline_at = coalesce(:deadline_at, deadline_at),
     outcome_unknown = :outcome_unknown,
     undo_plan = :undo_plan,
@@ -96,10 +97,10 @@ WHERE status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 GROUP BY status;
 
 -- name: request_cancel_unless_terminal
--- for: the durable request; a parked saga becomes due, save one that compensates: its retry keeps its pause.
+-- for: the durable request; a saga that waits becomes due, save one that compensates: its retry keeps its pause.
 UPDATE saga_states SET
     cancel_requested = 1,
-    next_attempt_at = CASE WHEN owner IS NULL AND status <> 'COMPENSATING' THEN NULL ELSE next_attempt_at END,
+    next_attempt_at = CASE WHEN status = 'COMPENSATING' THEN next_attempt_at END,
     updated_at = clock_timestamp()
 WHERE id = :saga_id AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 RETURNING id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by,

@@ -181,6 +181,18 @@ async def test_retries_come_at_the_instants_of_their_backoff(
         assert await at.logs() == ["a EXECUTE FAILED x4"]
 
 
+async def test_each_action_is_logged_from_its_own_first_attempt_to_its_end(autojump_clock: MockClock) -> None:
+    definition = workflow(step("a"), step("b", retry=patient(initial_interval_ms=1_000)), step("c"))
+    script = {"a": [late(2.0)], "b": [refuse("ABORTED"), late(3.0)], "c": [refuse()], "undo b": [late(4.0)]}
+    async with stage(definition, script) as at:
+        await at.run.run()
+        spans = [
+            (seconds_of(log.started_at), seconds_of(log.completed_at))
+            for log in await at.store.step_logs(at.run.saga.saga_id)
+        ]
+        assert spans == [(0.0, 2.0), (2.0, 6.0), (6.0, 6.0), (6.0, 10.0), (10.0, 10.0)]
+
+
 async def test_retries_of_attempts_that_time_out_count_from_the_end_of_the_attempt(autojump_clock: MockClock) -> None:
     async with stage(workflow(step("a", timeout_secs=5.0, retry=QUICK)), {"a": [hang(), hang(), ok()]}) as at:
         await at.run.run()
@@ -370,6 +382,19 @@ async def test_a_cancel_reaches_the_call_in_flight_at_once(autojump_clock: MockC
         assert at.world.clock.seconds() == 0.0
         assert (await at.saga()).status is S.CANCELLED
         assert at.world.order == ["a", "b", "undo a"]
+        assert await at.logs() == ["a EXECUTE SUCCESS x1", "b EXECUTE FAILED x1", "a COMPENSATE SUCCESS x1"]
+
+
+async def test_a_call_cut_off_by_a_cancel_is_told_as_cancelled_though_it_was_the_last_attempt(
+    autojump_clock: MockClock,
+) -> None:
+    definition = workflow(step("a"), step("b", retry=patient(max_attempts=1)))
+    async with stage(definition, {"b": [hang()]}) as at, trio.open_nursery() as nursery:
+        nursery.start_soon(at.run.run)
+        await at.world.until_called("b")
+        await at.request_cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await at.saga()).error_message == "cancelled during step b"
         assert await at.logs() == ["a EXECUTE SUCCESS x1", "b EXECUTE FAILED x1", "a COMPENSATE SUCCESS x1"]
 
 

@@ -193,6 +193,36 @@ async def test_a_cancel_request_makes_a_parked_saga_due_at_once(store: Store) ->
     assert claimed.saga.cancel_requested
 
 
+async def test_a_cancel_request_makes_a_saga_due_at_once_though_the_worker_that_waits_with_it_dies(
+    store: Store, clock: StandingClock
+) -> None:
+    await store.register_worker(WORKER, 15)
+    saga = await running(store)
+    await store.record(move(saga, attempt=2, retry_in_secs=3600))
+    assert await store.request_cancel_unless_terminal(saga.saga_id) is not None
+    clock.advance(16)
+    assert await store.release_expired_workers() == 1
+    (claimed,) = await store.claim_due_sagas("worker-2", 10)
+    assert claimed.saga.cancel_requested
+
+
+async def test_a_pause_that_is_stored_after_a_cancel_request_does_not_put_it_off(store: Store) -> None:
+    saga = await running(store)
+    await store.request_cancel_unless_terminal(saga.saga_id)
+    parked_saga = (await store.record(move(saga, attempt=2, retry_in_secs=3600, release=True))).saga
+    assert parked_saga.next_attempt_at is None
+    (claimed,) = await store.claim_due_sagas(WORKER, 10)
+    assert claimed.saga.cancel_requested
+
+
+async def test_a_compensation_keeps_its_pause_whenever_the_cancel_request_came(store: Store) -> None:
+    saga = await running(store)
+    await store.request_cancel_unless_terminal(saga.saga_id)
+    waiting = move(saga, status=SagaStatus.COMPENSATING, undo_plan=(0,), retry_in_secs=60, release=True)
+    assert (await store.record(waiting)).saga.next_attempt_at is not None
+    assert await store.claim_due_sagas(WORKER, 10) == []
+
+
 async def test_a_cancel_request_does_not_hurry_a_compensation_that_waits(store: Store, clock: StandingClock) -> None:
     saga = await parked(store, SagaStatus.COMPENSATING, 60)
     marked = await store.request_cancel_unless_terminal(saga.saga_id)

@@ -281,6 +281,21 @@ async def test_two_processes_never_claim_the_same_saga(postgres_dsn: str) -> Non
         assert sorted(taken) == sorted(saga.saga_id for saga in sagas)
 
 
+async def test_a_claim_does_not_wait_for_a_saga_that_another_transaction_holds(postgres_dsn: str) -> None:
+    async def hold(connection: Any) -> None:
+        await connection.execute("BEGIN")
+        await connection.execute("SELECT FROM saga.saga_states WHERE id = $1::uuid FOR UPDATE", held.saga_id)
+
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
+        held, free = await created(store), await created(store)
+        other = _Link(postgres_dsn, {})
+        await run_aio(other.exchange(hold))
+        with trio.fail_after(5):
+            assert [one.saga.saga_id for one in await store.claim_due_sagas(WORKER, 10)] == [free.saga_id]
+        await run_aio(other.close())
+        assert [one.saga.saga_id for one in await store.claim_due_sagas(WORKER, 10)] == [held.saga_id]
+
+
 async def test_the_database_clock_rules_without_another(postgres_dsn: str) -> None:
     async with open_loop(), open_postgres(postgres_dsn, events=False) as store:
         await store.register_worker(WORKER, 0.0)
