@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.support.participants import Call, participant
 from tests.support.server_process import ServerProcess, server_process
@@ -48,15 +45,6 @@ SCRIPT: dict[str, list[dict[str, Any]]] = {
     "Count": [{"delay_secs": 0.3, "status": "FAILED_PRECONDITION", "message": "no"}],
     "*": [{"delay_secs": 0.3, "once": True}],
 }
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def store_config(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """What the environment says of the store."""
-    if request.param == "sqlite":
-        yield {}
-    else:
-        yield {"DATABASE_URL": request.getfixturevalue("postgres_dsn")}
 
 
 def test_after_sigkill_amid_200_sagas_each_ends_and_each_effect_happened_once(
