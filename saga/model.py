@@ -61,6 +61,17 @@ class EventType(enum.StrEnum):
     SAGA_COMPENSATION_FAILED = "SAGA_COMPENSATION_FAILED"
 
 
+class UndoCorrection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an operator says of one compensation that had failed and is to be run again.
+
+    `request` is sent in place of what the workflow would build; None: the undo was done by hand, nobody is called.
+    `reason`: why, in the operator's words.
+    """
+
+    request: Json | None = None
+    reason: str | None = None
+
+
 class Saga(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a workflow, as it is stored.
 
@@ -70,6 +81,8 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True):
     `outcome_unknown`: an earlier attempt of the step in hand may have taken effect although no success was seen.
     `undo_plan`: indexes of the steps still to be compensated, the next one first; empty outside COMPENSATING.
     `undo_failed`: indexes of the steps whose compensation failed for good, in the order they were tried.
+    `undo_corrections`: by index, what an operator corrects about steps in `undo_plan`; each goes when its compensation
+    has ended.
     `owner` and `epoch` name the worker that may write and how often the saga has changed hands; `revision` counts the
     writes. A write names all three, so that a stale worker, and a write sent twice, changes nothing.
     """
@@ -93,6 +106,7 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True):
     outcome_unknown: bool = False
     undo_plan: tuple[int, ...] = ()
     undo_failed: tuple[int, ...] = ()
+    undo_corrections: dict[int, UndoCorrection] = {}
     traceparent: str | None = None
     owner: str | None = None
     epoch: int = 0

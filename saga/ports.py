@@ -251,6 +251,12 @@ class Store(Protocol):
         """Frees whatever it still owns as `release_expired_workers` does, then removes it."""
         ...
 
+    async def remove_ended_before(self, age_secs: float, limit: int) -> int:
+        """Removes up to `limit` sagas that ended longer than `age_secs` ago, longest first, with their logs, published
+        events and idempotency keys; those with an unpublished event stay. Returns how many; 0 also where another
+        process is at it just now."""
+        ...
+
     async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
         """Version n+1 if the definition differs from the newest of its name, else the newest version as it is."""
         ...

@@ -309,6 +309,7 @@ class PostgresStore:
             outcomes_unknown=[after.outcome_unknown for after in afters],
             undo_plans=[row.undo_plan for row in batch],
             undos_failed=[row.undo_failed for row in batch],
+            undos_corrections=[row.undo_corrections for row in batch],
             owners=[row.owner for row in batch],
             epochs=[after.epoch for after in afters],
             log_saga_ids=[saga_id for saga_id, _, _ in logs],
@@ -504,6 +505,17 @@ class PostgresStore:
             await _fetch(connection, _Q["remove_worker"], worker_id=worker_id)
 
         await self._write_or_give_up(say)
+
+    async def remove_ended_before(self, age_secs: float, limit: int) -> int:
+        async def say(connection: Connection) -> int:
+            removed = await _fetch(
+                connection, _Q["remove_ended_sagas"], age_secs=age_secs, limit=limit, now=self._now()
+            )
+            return len(removed)
+
+        # Over a connection of the readers: on the one for single writes a lease would wait behind it. It is one
+        # statement, so that a cancel, which cuts it off, leaves all of the batch or none.
+        return await self._read(say)
 
     async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
         text = encode_definition(definition)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from saga.errors import Conflict, LeaseLost, RowRejected
-from saga.model import Json, Saga, SagaStatus, StepAction, StepLog, StepStatus
+from saga.model import Json, Saga, SagaStatus, StepAction, StepLog, StepStatus, UndoCorrection
 from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, SagaFilter
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, decode_definition
@@ -42,6 +42,7 @@ class MoveRow(msgspec.Struct, frozen=True):
     record: Record
     undo_plan: str
     undo_failed: str
+    undo_corrections: str | None
     logs: tuple[LogRow, ...]
 
     @property
@@ -64,6 +65,9 @@ def prepare_move(record: Record) -> MoveRow:
         record,
         msgspec.json.encode(record.after.undo_plan).decode(),
         msgspec.json.encode(record.after.undo_failed).decode(),
+        encode_object(saga_id, "undo_corrections", record.after.undo_corrections)
+        if record.after.undo_corrections
+        else None,
         tuple(
             LogRow(
                 None if log.request_payload is None else encode_object(saga_id, "request", log.request_payload),
@@ -74,7 +78,7 @@ def prepare_move(record: Record) -> MoveRow:
     )
 
 
-def encode_object(saga_id: str, what: str, value: Json) -> str:
+def encode_object(saga_id: str, what: str, value: Mapping[Any, Any]) -> str:
     """JSON text. `RowRejected` for what JSON cannot say: half a surrogate pair, nesting without end, foreign types."""
     try:
         return msgspec.json.encode(value).decode()
@@ -111,11 +115,16 @@ def saga_from_row(row: Row, instant: InstantReader) -> Saga:
         outcome_unknown=bool(row["outcome_unknown"]),
         undo_plan=tuple(msgspec.json.decode(row["undo_plan"])),
         undo_failed=tuple(msgspec.json.decode(row["undo_failed"])),
+        undo_corrections=_corrections(row["undo_corrections"]),
         traceparent=row["traceparent"],
         owner=row["owner"],
         epoch=row["epoch"],
         revision=row["revision"],
     )
+
+
+def _corrections(text: str | None) -> dict[int, UndoCorrection]:
+    return {} if text is None else msgspec.json.decode(text, type=dict[int, UndoCorrection])
 
 
 def new_saga_as_stored(new: NewSaga, created_at: datetime) -> Saga:

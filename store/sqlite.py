@@ -189,6 +189,7 @@ class _Database:
                 "outcome_unknown": after.outcome_unknown,
                 "undo_plan": row.undo_plan,
                 "undo_failed": row.undo_failed,
+                "undo_corrections": row.undo_corrections,
                 "owner": row.owner,
                 "epoch": after.epoch,
                 "updated_at": to_text(now),
@@ -324,6 +325,10 @@ class _Database:
     def remove_all_workers(self) -> None:
         with self._transaction():
             self._run(_Q["remove_all_workers"])
+
+    def remove_ended_before(self, age_secs: float, limit: int) -> int:
+        with self._transaction():
+            return len(self._run(_Q["remove_ended_sagas"], age_secs=age_secs, limit=limit, now=None))
 
     def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
         try:
@@ -465,6 +470,9 @@ class SqliteStore:
 
     async def remove_worker(self, worker_id: str) -> None:
         await self._write(self._writer.remove_worker, worker_id)
+
+    async def remove_ended_before(self, age_secs: float, limit: int) -> int:
+        return await self._write(self._writer.remove_ended_before, age_secs, limit)
 
     async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
         return await self._write(self._writer.register_workflow, definition, source)

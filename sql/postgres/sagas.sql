@@ -31,8 +31,8 @@ SELECT id, created_at FROM created;
 -- for: what stands in the way of new sagas: those with their ids, and those with their idempotency keys.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, traceparent, owner, epoch, revision, idempotency_key, request_digest,
-       claim_id
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision, idempotency_key,
+       request_digest, claim_id
 FROM saga.saga_states
 WHERE id = ANY (:saga_ids::uuid[]) OR idempotency_key = ANY (:idempotency_keys::text[]);
 
@@ -58,6 +58,10 @@ WITH moved AS (
         outcome_unknown = m.outcome_unknown,
         undo_plan = m.undo_plan::jsonb,
         undo_failed = m.undo_failed::jsonb,
+        undo_corrections = m.undo_corrections::jsonb,
+        ended_at = CASE WHEN m.status IN ('COMPLETED', 'FAILED', 'CANCELLED') THEN
+            coalesce(:now::timestamptz, clock_timestamp())
+        END,
         owner = m.owner,
         epoch = m.epoch,
         revision = m.revision_before + 1
@@ -65,10 +69,11 @@ WITH moved AS (
         :saga_ids::uuid[], :owners_before::text[], :epochs_before::int[], :revisions_before::int[], :statuses::text[],
         :current_steps::int[], :error_messages::text[], :compensations_failed::bool[], :attempts::int[],
         :retries_in_secs::float8[], :deadlines_in_secs::float8[], :outcomes_unknown::bool[], :undo_plans::text[],
-        :undos_failed::text[], :owners::text[], :epochs::int[]
+        :undos_failed::text[], :undos_corrections::text[], :owners::text[], :epochs::int[]
     ) AS m (
         saga_id, owner_before, epoch_before, revision_before, status, current_step, error_message, compensation_failed,
-        attempt, retry_in_secs, deadline_in_secs, outcome_unknown, undo_plan, undo_failed, owner, epoch
+        attempt, retry_in_secs, deadline_in_secs, outcome_unknown, undo_plan, undo_failed, undo_corrections,
+        owner, epoch
     )
     WHERE s.id = m.saga_id
       AND s.owner IS NOT DISTINCT FROM m.owner_before
@@ -112,7 +117,7 @@ SELECT id, updated_at, next_attempt_at, deadline_at, cancel_requested FROM moved
 -- for: the rows as they are now.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, traceparent, owner, epoch, revision
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
 FROM saga.saga_states
 WHERE id = ANY (:saga_ids::uuid[]);
 
@@ -120,7 +125,7 @@ WHERE id = ANY (:saga_ids::uuid[]);
 -- for: a stretch of a list, newest first; a filter that is NULL lets all through.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, traceparent, owner, epoch, revision
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
 FROM saga.saga_states
 WHERE (:workflow_name::text IS NULL OR workflow_name = :workflow_name)
   AND (:status::text IS NULL OR status = :status)
@@ -158,7 +163,7 @@ UPDATE saga.saga_states SET
 WHERE id = :saga_id::uuid AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 RETURNING id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by,
           error_message, created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at,
-          deadline_at, outcome_unknown, undo_plan, undo_failed, traceparent, owner, epoch, revision;
+          deadline_at, outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision;
 
 -- name: claim_due_sagas
 -- for: taking the oldest open sagas nobody owns and that are due, with the responses their next steps may need. Rows
@@ -184,8 +189,8 @@ WITH due AS (
     WHERE s.id = taken.id
     RETURNING s.id, s.workflow_name, s.workflow_version, s.current_step, s.status, s.payload, s.correlation_id,
               s.initiated_by, s.error_message, s.created_at, s.updated_at, s.compensation_failed, s.cancel_requested,
-              s.attempt, s.next_attempt_at, s.deadline_at, s.outcome_unknown, s.undo_plan, s.undo_failed, s.traceparent,
-              s.owner, s.epoch, s.revision
+              s.attempt, s.next_attempt_at, s.deadline_at, s.outcome_unknown, s.undo_plan, s.undo_failed,
+              s.undo_corrections, s.traceparent, s.owner, s.epoch, s.revision
 )
 SELECT claimed.*,
        greatest(0, coalesce(extract(epoch FROM next_attempt_at - coalesce(:now, clock_timestamp())), 0))::float8
