@@ -11,12 +11,12 @@ from saga.ports import Store
 from tests.store.samples import Database, StandingClock
 
 
-@pytest.fixture(params=["postgres", "sqlite_file", "sqlite_memory"])
+@pytest.fixture(params=["postgres", "sqlite_file", "sqlite_memory", "simulated"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     kind: str = request.param
     if kind == "postgres":
         return Database(kind, request.getfixturevalue("postgres_dsn"))
-    return Database(kind, ":memory:" if kind == "sqlite_memory" else str(tmp_path / "saga.db"))
+    return Database(kind, str(tmp_path / "saga.db") if kind == "sqlite_file" else ":memory:")
 
 
 @pytest.fixture

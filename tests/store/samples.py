@@ -19,6 +19,8 @@ from saga.ports import NewSaga, Record, Store
 from saga.workflow import Step, WorkflowDefinition
 from store.postgres import open_postgres
 from store.sqlite import SqliteStore, open_sqlite
+from tests.simulation.door import Door
+from tests.simulation.tables import Tables
 from tests.support.postgres import in_plain_loop
 
 WORKER = "worker-1"
@@ -49,6 +51,8 @@ class Database:
         if self.kind == "postgres":
             async with open_loop(), open_postgres(self.address, events=events, clock=clock) as postgres:
                 yield postgres
+        elif self.kind == "simulated":
+            yield Door(Tables(clock, events=events))
         else:
             async with open_sqlite(self.address, events=events, clock=clock) as sqlite:
                 yield sqlite
@@ -66,6 +70,10 @@ class Database:
 
             return in_plain_loop(body)
         sql = sql.replace("saga.", "").replace("$1", "?")
+        if self.kind == "simulated":
+            assert isinstance(store, Door)
+            assert isinstance(store.database, Tables)
+            return store.database.ask(sql, *arguments)
         if self.kind == "sqlite_memory":
             assert isinstance(store, SqliteStore)
             # The database lives in that connection and nowhere else.

@@ -1,0 +1,264 @@
+"""The way of one worker to the database: `saga.ports.Store` over tables that answer at once, with the network between.
+
+Without weather it is a plain store; the shared suite of `tests/store` runs on it. With weather a request or its answer
+may be slow or lost, may land after its sender was told that it failed, and the worker may die before, during or after
+any exchange. What a dead worker sent may still land; nothing that it says afterwards does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeVar, cast
+
+import msgspec
+import outcome
+import trio
+
+from saga.errors import Unavailable
+from saga.model import Saga, SagaStatus, StepLog
+from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
+from saga.saga_id import canonical_saga_id
+from saga.workflow import Workflow, WorkflowDefinition
+from store import rows
+from store.rows import CreateRow, MoveRow
+
+T = TypeVar("T")
+
+
+class Database(Protocol):
+    """Tables that answer at once: `Tables`, or SQLite in memory (`store.sqlite._Database`)."""
+
+    def write_batch(self, batch: Sequence[CreateRow | MoveRow]) -> list[Created | Recorded | Exception]: ...
+    def get(self, saga_id: str) -> Saga | None: ...
+    def step_logs(self, saga_id: str) -> list[StepLog]: ...
+    def list_sagas(
+        self, where: SagaFilter, limit: int, offset: int, after: tuple[datetime, str] | None
+    ) -> Page: ...
+    def cancel_requests(self, worker_id: str) -> list[str]: ...
+    def count_open(self) -> dict[SagaStatus, int]: ...
+    def ping(self) -> None: ...
+    def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None: ...
+    def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]: ...
+    def release(self, saga: Saga, interrupted: bool, retry_in_secs: float | None) -> bool: ...
+    def register_worker(self, worker_id: str, lease_secs: float) -> None: ...
+    def renew_lease(self, worker_id: str, lease_secs: float) -> bool: ...
+    def release_expired_workers(self) -> int: ...
+    def release_all_but(self, worker_id: str, running: Sequence[str]) -> int: ...
+    def remove_worker(self, worker_id: str) -> None: ...
+    def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered: ...
+    def workflow(self, name: str, version: int | None) -> Workflow | None: ...
+    def workflows(self) -> list[Workflow]: ...
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """What befalls one exchange, in seconds from its beginning. `lands_after` None: the request never arrives.
+    `answered_after`: when its sender is told; `lost`: it is told that the database cannot be reached."""
+
+    lands_after: float | None
+    answered_after: float
+    lost: bool
+
+
+class Weather(Protocol):
+    """Decides, exchange by exchange, what goes wrong; None: nothing. It may let the worker die as well."""
+
+    def of_exchange(self, door: Door, name: str) -> Trouble | None: ...
+    def after_exchange(self, door: Door, name: str) -> None: ...
+    def lands_although_dead(self) -> bool: ...
+
+
+class Watcher(Protocol):
+    """Sees every write at the instant it lands."""
+
+    def create(self, door: Door, row: CreateRow) -> Created | Exception: ...
+    def move(self, door: Door, row: MoveRow) -> Recorded | Exception: ...
+
+
+class _Pending:
+    """An exchange whose sender waits."""
+
+    def __init__(self) -> None:
+        self.task = trio.lowlevel.current_task()
+        self.waits = True
+
+    def answer(self, result: outcome.Outcome[Any]) -> None:
+        if self.waits:
+            self.waits = False
+            trio.lowlevel.reschedule(self.task, result)
+
+
+class Door:
+    """Keeps `saga.ports.Store` over a database, for one worker.
+
+    `die` makes it useless at once, for good. `nursery` is the network: what is under way there outlives the worker.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        worker_id: str = "",
+        nursery: trio.Nursery | None = None,
+        weather: Weather | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self.database = database
+        self.worker_id = worker_id
+        self.dead = False
+        self.cut_off_until = 0.0
+        self._nursery = nursery
+        self._weather = weather
+        self._watcher = watcher
+        self._pending: dict[_Pending, None] = {}
+
+    def die(self) -> None:
+        self.dead = True
+        for pending in list(self._pending):
+            pending.answer(outcome.Error(Unavailable("dead")))
+
+    # --- exchanges ---------------------------------------------------------------------------------------------------
+
+    async def _exchange(self, name: str, say: Callable[[], T], *, may_give_up: bool = False) -> T:
+        """What `say` gives. A cancel comes before it or waits for its outcome, unless it `may_give_up`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        weather = self._weather
+        trouble = None
+        if weather is not None and not self.dead:
+            trouble = weather.of_exchange(self, name)
+        if self.dead:
+            raise Unavailable("dead")
+        if trouble is not None:
+            return await self._troubled(trouble, say, may_give_up)
+        result = say()
+        if weather is not None:
+            weather.after_exchange(self, name)
+        # Others run between the write and its sender's next line, as they do on a real network.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        if self.dead:
+            raise Unavailable("dead")
+        return result
+
+    async def _troubled(self, trouble: Trouble, say: Callable[[], T], may_give_up: bool) -> T:
+        assert self._nursery is not None
+        pending = _Pending()
+        self._pending[pending] = None
+        self._nursery.start_soon(self._carry, trouble, say, pending)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            if not may_give_up:
+                return trio.lowlevel.Abort.FAILED
+            pending.waits = False
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        try:
+            result: T = await trio.lowlevel.wait_task_rescheduled(abort)
+        finally:
+            del self._pending[pending]
+        return result
+
+    async def _carry(self, trouble: Trouble, say: Callable[[], Any], pending: _Pending) -> None:
+        """The exchange on its way, and the answer on its way back; they are in no order if the answer is a lie."""
+        began = trio.current_time()
+        result: outcome.Outcome[Any] = outcome.Error(Unavailable("the database cannot be reached"))
+        told = trouble.lands_after is None or (trouble.lost and trouble.answered_after < trouble.lands_after)
+        if told:
+            await trio.sleep(trouble.answered_after)
+            pending.answer(result)
+        if trouble.lands_after is not None:
+            await trio.sleep_until(began + trouble.lands_after)
+            if not self.dead or (self._weather is not None and self._weather.lands_although_dead()):
+                landed = outcome.capture(say)
+                if not trouble.lost:
+                    result = landed
+        if not told:
+            await trio.sleep_until(began + trouble.answered_after)
+            pending.answer(result)
+
+    def _create(self, row: CreateRow) -> Created:
+        if self._watcher is not None:
+            return cast(Created, _given(self._watcher.create(self, row)))
+        return cast(Created, _given(self.database.write_batch([row])[0]))
+
+    def _move(self, row: MoveRow) -> Recorded:
+        if self._watcher is not None:
+            return cast(Recorded, _given(self._watcher.move(self, row)))
+        return cast(Recorded, _given(self.database.write_batch([row])[0]))
+
+    # --- the port ----------------------------------------------------------------------------------------------------
+
+    async def create(self, new: NewSaga) -> Created:
+        row = rows.prepare_create(new)
+        return await self._exchange("create", lambda: self._create(row))
+
+    async def record(self, record: Record) -> Recorded:
+        row = rows.prepare_move(record)
+        return await self._exchange("record", lambda: self._move(row))
+
+    async def get(self, saga_id: str) -> Saga | None:
+        known = canonical_saga_id(saga_id)
+        return None if known is None else await self._exchange("get", lambda: self.database.get(known))
+
+    async def step_logs(self, saga_id: str) -> list[StepLog]:
+        known = canonical_saga_id(saga_id)
+        return [] if known is None else await self._exchange("step_logs", lambda: self.database.step_logs(known))
+
+    async def list_sagas(
+        self, where: SagaFilter, *, limit: int, offset: int = 0, after: tuple[datetime, str] | None = None
+    ) -> Page:
+        return await self._exchange("list_sagas", lambda: self.database.list_sagas(where, limit, offset, after))
+
+    async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
+        known = canonical_saga_id(saga_id)
+        if known is None:
+            return None
+        return await self._exchange(
+            "request_cancel_unless_terminal", lambda: self.database.request_cancel_unless_terminal(known)
+        )
+
+    async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
+        return await self._exchange("claim_due_sagas", lambda: self.database.claim_due_sagas(worker_id, limit))
+
+    async def release(self, saga: Saga, *, interrupted: bool, retry_in_secs: float | None = None) -> bool:
+        return await self._exchange("release", lambda: self.database.release(saga, interrupted, retry_in_secs))
+
+    async def register_worker(self, worker_id: str, lease_secs: float) -> None:
+        await self._exchange("register_worker", lambda: self.database.register_worker(worker_id, lease_secs))
+
+    async def renew_lease(self, worker_id: str, lease_secs: float) -> bool:
+        return await self._exchange(
+            "renew_lease", lambda: self.database.renew_lease(worker_id, lease_secs), may_give_up=True
+        )
+
+    async def release_expired_workers(self) -> int:
+        return await self._exchange("release_expired_workers", self.database.release_expired_workers)
+
+    async def cancel_requests(self, worker_id: str) -> Sequence[str]:
+        return await self._exchange("cancel_requests", lambda: self.database.cancel_requests(worker_id))
+
+    async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
+        return await self._exchange("release_all_but", lambda: self.database.release_all_but(worker_id, running))
+
+    async def remove_worker(self, worker_id: str) -> None:
+        await self._exchange("remove_worker", lambda: self.database.remove_worker(worker_id), may_give_up=True)
+
+    async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
+        return await self._exchange("register_workflow", lambda: self.database.register_workflow(definition, source))
+
+    async def workflow(self, name: str, version: int | None = None) -> Workflow | None:
+        return await self._exchange("workflow", lambda: self.database.workflow(name, version))
+
+    async def workflows(self) -> Sequence[Workflow]:
+        return await self._exchange("workflows", self.database.workflows)
+
+    async def ping(self) -> None:
+        await self._exchange("ping", self.database.ping)
+
+    async def count_open(self) -> dict[SagaStatus, int]:
+        return await self._exchange("count_open", self.database.count_open)
+
+
+def _given(result: object) -> object:
+    if isinstance(result, Exception):
+        raise result
+    return result
