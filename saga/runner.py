@@ -124,8 +124,12 @@ class SagaRun:
             self._action_began = began
         step = self._definition.steps[command.step_index]
         request: Json | None = None
+        correction = self.saga.undo_corrections.get(command.step_index)  # there are none but while compensating
         try:
-            request, strict = build_request(step, command.action, self.saga, self._responses)
+            if correction is not None and correction.request is not None:
+                request, strict = correction.request, True
+            else:
+                request, strict = build_request(step, command.action, self.saga, self._responses)
         except MappingFailed as error:
             answer: Answer | None = Answer(
                 outcome=Outcome.NOT_DONE, code="INVALID_ARGUMENT", message=str(error), permanent=True

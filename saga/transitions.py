@@ -17,7 +17,17 @@ from typing import Any
 import msgspec
 
 from saga.errors import BrokenRule
-from saga.model import EventType, Json, LogEntry, Saga, SagaEvent, SagaStatus, StepAction, StepStatus
+from saga.model import (
+    EventType,
+    Json,
+    LogEntry,
+    Saga,
+    SagaEvent,
+    SagaStatus,
+    StepAction,
+    StepStatus,
+    UndoCorrection,
+)
 from saga.ports import Answer, Outcome, Record
 from saga.workflow import OnUnknown, Step, WorkflowDefinition
 
@@ -114,6 +124,10 @@ class CompensationSkipped(Fact, frozen=True):
     """The step has no compensation."""
 
 
+class CompensationMarkedDone(Fact, frozen=True):
+    """An operator undid it by hand and said so; nobody is called."""
+
+
 class UndoDone(Fact, frozen=True):
     """Nothing is left to undo, and the saga had failed."""
 
@@ -122,8 +136,10 @@ class UndoDoneAfterCancel(Fact, frozen=True):
     """Nothing is left to undo, and the saga had been cancelled."""
 
 
-class UndoRetryRequested(Fact, frozen=True):
-    """An operator wants the failed compensations run again."""
+class UndoRetryRequested(Fact, frozen=True, kw_only=True):
+    """An operator wants the failed compensations run again, with these corrections, by step index."""
+
+    corrections: Mapping[int, UndoCorrection] = {}
 
 
 Command = Call | Fact
@@ -148,6 +164,7 @@ TRANSITIONS: Mapping[SagaStatus, Mapping[type[Fact], SagaStatus]] = {
         CompensationRetried: _S.COMPENSATING,
         CompensationFailed: _S.COMPENSATING,
         CompensationSkipped: _S.COMPENSATING,
+        CompensationMarkedDone: _S.COMPENSATING,
         UndoDone: _S.FAILED,
         UndoDoneAfterCancel: _S.CANCELLED,
     },
@@ -189,6 +206,9 @@ def next_command(saga: Saga, definition: WorkflowDefinition) -> Command | None:
         index = saga.undo_plan[0]
         if definition.steps[index].compensate is None:
             return CompensationSkipped()
+        correction = saga.undo_corrections.get(index)
+        if correction is not None and correction.request is None:
+            return CompensationMarkedDone()
         return Call(index, StepAction.COMPENSATE, saga.attempt)
     return None
 
@@ -426,6 +446,17 @@ class _Draft:
             started_at=fact.started_at,
             request=fact.request,
             response=fact.response,
+            error=self.note,
+        )
+        self.next_undo(status)
+
+    def compensation_marked_done(self, fact: CompensationMarkedDone, status: SagaStatus) -> None:
+        self.log(
+            self.saga.undo_plan[0],
+            StepAction.COMPENSATE,
+            StepStatus.SUCCESS,
+            attempts=0,
+            error=self.note,
         )
         self.next_undo(status)
 
@@ -447,7 +478,7 @@ class _Draft:
             attempts=self.saga.attempt,
             started_at=fact.started_at,
             request=fact.request,
-            error=cause,
+            error=cause if self.note is None else f"{cause} ({self.note})",
         )
         self.next_undo(status, undo_failed=(*self.saga.undo_failed, index), compensation_failed=True)
         self.announce(
@@ -456,8 +487,20 @@ class _Draft:
         )
 
     def next_undo(self, status: SagaStatus, **changes: Any) -> None:
-        left = self.saga.undo_plan[1:]
-        self.move(status, undo_plan=left, attempt=1 if left else 0, **changes)
+        ended, *left = self.saga.undo_plan
+        corrections = self.saga.undo_corrections
+        if ended in corrections:
+            # A correction is good for one run: the next one, if there is any, begins with the workflow's own request.
+            changes["undo_corrections"] = {index: one for index, one in corrections.items() if index != ended}
+        self.move(status, undo_plan=tuple(left), attempt=1 if left else 0, **changes)
+
+    @property
+    def note(self) -> str | None:
+        """What the log tells of the operator's part in the compensation in hand."""
+        correction = self.saga.undo_corrections.get(self.saga.undo_plan[0])
+        if correction is None or correction.reason is None:
+            return None
+        return f"{'done by hand' if correction.request is None else 'request corrected'}: {correction.reason}"
 
     def undo_done(self, fact: Fact, status: SagaStatus) -> None:
         # The flag tells of compensations that are failed now: a successful second run takes it back.
@@ -466,7 +509,15 @@ class _Draft:
     def undo_again(self, fact: UndoRetryRequested, status: SagaStatus) -> None:
         if not self.saga.undo_failed:
             raise BrokenRule(f"saga {self.saga.saga_id}: no compensation has failed")
-        self.move(status, undo_plan=self.saga.undo_failed, undo_failed=(), attempt=1)
+        if not fact.corrections.keys() <= set(self.saga.undo_failed):
+            raise BrokenRule(f"saga {self.saga.saga_id}: a correction of a compensation that has not failed")
+        self.move(
+            status,
+            undo_plan=self.saga.undo_failed,
+            undo_failed=(),
+            undo_corrections=dict(fact.corrections),
+            attempt=1,
+        )
 
     @property
     def step(self) -> Step:
@@ -485,6 +536,7 @@ _APPLY: Mapping[type[Fact], Callable[[_Draft, Any, SagaStatus], None]] = {
     CompensationRetried: _Draft.compensation_retried,
     CompensationFailed: _Draft.compensation_failed,
     CompensationSkipped: _Draft.compensation_skipped,
+    CompensationMarkedDone: _Draft.compensation_marked_done,
     UndoDone: _Draft.undo_done,
     UndoDoneAfterCancel: _Draft.undo_done,
     UndoRetryRequested: _Draft.undo_again,
