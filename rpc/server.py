@@ -238,7 +238,8 @@ class Servicer(SagaServiceBase):
     async def _retry_compensation(
         self, request: pb.RetryCompensationRequest, caller: Caller
     ) -> pb.RetryCompensationResponse:
-        saga = await uncancelled(self._service.retry_compensation, request.saga_id)
+        steps = {name: wire.correction(entry) for name, entry in request.steps.items()}
+        saga = await uncancelled(self._service.retry_compensation, request.saga_id, steps)
         return pb.RetryCompensationResponse(saga_id=saga.saga_id, status=saga.status.value)
 
     async def _register_workflow(

@@ -49,6 +49,20 @@ def json_object(field: str, data: bytes, faults: list[Detail]) -> Json:
     return value
 
 
+def correction(entry: pb.CompensationCorrection) -> Json:
+    """What REST would have been sent for it; bytes that are no JSON object are None, which the service refuses."""
+    told: Json = {}
+    if entry.HasField("input"):
+        faults: list[Detail] = []
+        value = json_object("input", entry.input, faults)
+        told["input"] = None if faults else value
+    if entry.mark_done:
+        told["mark_done"] = True
+    if entry.reason:
+        told["reason"] = entry.reason
+    return told
+
+
 def saga_status(field: str, value: str, faults: list[Detail]) -> SagaStatus | None:
     """The status of that name; "" is None. Anything else is one more fault."""
     try:

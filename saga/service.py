@@ -8,29 +8,30 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import trio
 
 from saga import transitions
 from saga.catalog import Catalog
-from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound, PayloadTooLarge
+from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound
+from saga.json_bounds import encode_within_bounds
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
 from saga.saga_id import canonical_saga_id
 from saga.supervisor import Supervisor
+from saga.undo_corrections import read_corrections
 from saga.watchers import Subscription, Watchers
 from saga.workflow import Workflow, WorkflowDefinition
 from saga.workflow_yaml import parse_workflow
 
 MAX_NAME = 255
 """Characters in workflow_name, correlation_id, initiated_by and an idempotency key: the columns' width."""
-MAX_PAYLOAD_DEPTH = 100
-"""Levels of objects and lists in a payload: what protobuf's JSON mapping, the next to read it, accepts."""
 MAX_PAGE_SIZE = 200
 MAX_WAIT_SECS = 60.0
 ELSEWHERE_POLL_SECS = 0.5
@@ -182,28 +183,7 @@ class SagaService:
             value: str | None = getattr(request, name)
             if value is not None:
                 _check_text(details, "Idempotency-Key" if name == "idempotency_key" else name, value)
-        try:
-            body = msgspec.json.encode(request.payload)
-        except RecursionError:
-            body = b"{" * (MAX_PAYLOAD_DEPTH + 1)
-        except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
-            message = f"cannot be written as JSON: {error}"
-            raise Invalid(
-                f"payload {message}", (Detail(field="payload", reason="not_json", message=message),)
-            ) from None
-        # Brackets bound the depth from above, so that an ordinary payload costs two counts and no walk.
-        if body.count(b"{") + body.count(b"[") > MAX_PAYLOAD_DEPTH and _is_deeper(request.payload, MAX_PAYLOAD_DEPTH):
-            message = f"nested deeper than {MAX_PAYLOAD_DEPTH} levels"
-            raise Invalid(f"payload is {message}", (Detail(field="payload", reason="too_deep", message=message),))
-        if len(body) > self.max_payload_bytes:
-            raise PayloadTooLarge(
-                f"payload is {len(body)} bytes, the limit is {self.max_payload_bytes}",
-                (Detail(field="payload", reason="too_large", message=f"at most {self.max_payload_bytes} bytes"),),
-            )
-        if b"\\u0000" in body and _has_nul(request.payload):
-            details.append(
-                Detail(field="payload", reason="nul_character", message="U+0000 cannot be stored in a JSON string")
-            )
+        body = encode_within_bounds("payload", request.payload, self.max_payload_bytes, details)
         if details:
             raise Invalid("the request breaks " + ("a rule" if len(details) == 1 else "rules"), tuple(details))
         return body
@@ -287,29 +267,41 @@ class SagaService:
                 record = transitions.advance(
                     saga, (await self._definition(saga)).definition, transitions.CancelObserved(), self._clock.now()
                 )
-                ended = await self._record(record)
-                lasted = (ended.updated_at - ended.created_at).total_seconds()
-                self._meter.saga_ended(ended.workflow_name, ended.status, lasted)
+                self._note_end(await self._record(record))
             except LeaseLost:
                 pass  # claimed meanwhile: the worker that has it sees the request in the row
         else:
             self._supervisor.wake()
 
-    async def retry_compensation(self, saga_id: str) -> Saga:
-        """Runs the failed compensations of an ended saga again. `Conflict`: there is nothing to retry. `NotFound`."""
+    async def retry_compensation(self, saga_id: str, steps: Mapping[str, Any] | None = None) -> Saga:
+        """Runs the failed compensations of an ended saga again; as it is then, already over if all were done by hand.
+
+        `steps`: by the name of the step, what is corrected about its compensation, as the client sent it: `{"input":
+        {...}}` is sent in place of the workflow's request, `{"mark_done": true, "reason": "..."}` calls nobody.
+        `Conflict`: there is nothing to retry, or another request was first. `Invalid`: corrections that cannot be, all
+        of them. `PayloadTooLarge`. `NotFound`.
+        """
         saga = await self.saga(saga_id)
         if not (saga.status.is_terminal and saga.undo_failed):
             raise Conflict(f"saga {saga.saga_id} has no failed compensation to retry")
-        record = transitions.advance(
-            saga, (await self._definition(saga)).definition, transitions.UndoRetryRequested(), self._clock.now()
-        )
+        definition = (await self._definition(saga)).definition
+        corrections = read_corrections(steps or {}, definition, saga.undo_failed, self.max_payload_bytes)
+        asked = transitions.UndoRetryRequested(corrections=corrections)
+        record = transitions.advance(saga, definition, asked, self._clock.now())
         try:
             # Freed by the same write: the worker that ended it still stands in the row, and runs it no more.
             after = await self._record(msgspec.structs.replace(record, release=True))
         except LeaseLost:
             raise Conflict(f"saga {saga.saga_id} is being changed by another request") from None
-        self._supervisor.wake()
+        if after.status.is_terminal:
+            self._note_end(after)
+        else:
+            self._supervisor.wake()
         return after
+
+    def _note_end(self, saga: Saga) -> None:
+        lasted = (saga.updated_at - saga.created_at).total_seconds()
+        self._meter.saga_ended(saga.workflow_name, saga.status, lasted)
 
     async def _definition(self, saga: Saga) -> Workflow:
         return await self._catalog.version(saga.workflow_name, saga.workflow_version)
@@ -362,29 +354,6 @@ def _check_text(details: list[Detail], field: str, value: str) -> None:
         details.append(Detail(field=field, reason="length", message=f"expected 1 to {MAX_NAME} characters"))
     elif not value.isprintable():
         details.append(Detail(field=field, reason="characters", message="expected printable characters"))
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    """Without recursion, since the value may be as deep as a hostile caller likes."""
-    level = [value]
-    for _ in range(limit):
-        level = [
-            item
-            for outer in level
-            if isinstance(outer, dict | list)
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return any(isinstance(item, dict | list) for item in level)
-
-
-def _has_nul(value: object) -> bool:
-    if isinstance(value, str):
-        return "\x00" in value
-    if isinstance(value, dict):
-        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
-    if isinstance(value, list):
-        return any(_has_nul(item) for item in value)
-    return False
 
 
 def _digest(request: StartSaga, body: bytes) -> str:

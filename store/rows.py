@@ -173,20 +173,20 @@ def moved_saga(row: MoveRow, landed: Row, instant: InstantReader) -> Recorded:
 def judge_refused_move(row: MoveRow, now: Saga | None) -> Recorded | LeaseLost:
     """Why a move did not land, from the row as it is now.
 
-    The revision is raised by moves alone, and only the owner at an epoch makes them (save for a saga that is over, which
-    several operators may reopen at once: of those, only the write that landed was ours): one revision on, at our epoch,
-    with the owner and the state we meant to leave, is this very move, sent before and landed. Everything else we relied
-    on being unchanged leaves only the cancel request that bars COMPLETED and FAILED. The rest is a lost race.
+    The revision is raised by moves alone, and only the owner at an epoch makes them: one revision on, at our epoch,
+    with the owner and the state we meant to leave, is this very move, sent before and landed. Not so for a saga that is
+    over: nobody runs it, and of several operators who reopen it at once one has won. Everything else we relied on being
+    unchanged leaves only the cancel request that bars COMPLETED and FAILED. The rest is a lost race.
     """
     before, after = row.record.before, row.record.after
     if now is None:
         return LeaseLost(before.saga_id)
-    # Nobody owns a saga that is over, so any front door may reopen it: what looks like our move may be another's.
-    ours = not before.status.is_terminal
-    if ours and (now.owner, now.epoch, now.revision) == (row.owner, after.epoch, before.revision + 1) and (
-        (now.status, now.current_step, now.attempt, now.undo_plan, now.undo_failed)
-        == (after.status, after.current_step, after.attempt, after.undo_plan, after.undo_failed)
-    ):
+    one_move_on = (now.owner, now.epoch, now.revision) == (row.owner, after.epoch, before.revision + 1)
+    as_we_meant = (now.status, now.current_step, now.attempt, now.undo_plan, now.undo_failed) == (
+        *(after.status, after.current_step, after.attempt),
+        *(after.undo_plan, after.undo_failed),
+    )
+    if one_move_on and as_we_meant and not before.status.is_terminal:
         return Recorded(saga=now)
     unchanged_since = (now.owner, now.epoch, now.revision) == (before.owner, before.epoch, before.revision)
     if unchanged_since and after.status in (SagaStatus.COMPLETED, SagaStatus.FAILED) and now.cancel_requested:

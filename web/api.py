@@ -46,6 +46,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     replies: Mapping[int, type]
     query: type[msgspec.Struct] = schema.NoQuery
     body: type[msgspec.Struct] | None = None
+    body_required: bool = True
     headers: Mapping[str, str] = {}
     errors: tuple[int, ...] = ()
     is_open: bool = False
@@ -119,10 +120,12 @@ class Api:
                 name="retryCompensation",
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/retry-compensation",
-                summary="Run the failed compensations of an ended saga again",
+                summary="Run the failed compensations of an ended saga again, with what is corrected about them",
                 handle=self.retry_compensation,
+                body=schema.RetryCompensationBody,
+                body_required=False,
                 replies={202: schema.SagaAccepted},
-                errors=(400, 404, 409, 503),
+                errors=(400, 404, 409, 413, 503),
             ),
             Operation(
                 name="registerWorkflow",
@@ -228,7 +231,10 @@ class Api:
 
     async def retry_compensation(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
-        saga = await uncancelled(self._service.retry_compensation, request.path_values["saga_id"])
+        steps = {}
+        if request.body:
+            steps = parse_body(request.body, request.header("Content-Type"), schema.RetryCompensationBody).steps
+        saga = await uncancelled(self._service.retry_compensation, request.path_values["saga_id"], steps)
         return _json(202, schema.SagaAccepted(saga_id=saga.saga_id, status=saga.status))
 
     # --- workflows ----------------------------------------------------------------------------------------------------

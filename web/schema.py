@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from saga.model import Saga, SagaStatus, StepAction, StepLog, StepStatus
 from saga.service import MAX_NAME, MAX_PAGE_SIZE, MAX_WAIT_SECS, SagaDetail, SagaPage
+from saga.undo_corrections import MAX_REASON
 from saga.workflow import RetryPolicy, Workflow
 
 Instant = Annotated[
@@ -37,6 +38,12 @@ def instant(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
+def inlined(type_: type[msgspec.Struct]) -> dict[str, Any]:
+    """The JSON schema of a type whose fields name no other type."""
+    schema: dict[str, Any] = msgspec.json.schema(type_)["$defs"][type_.__name__]
+    return schema
+
+
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
@@ -47,6 +54,36 @@ class StartSagaBody(msgspec.Struct, frozen=True, kw_only=True):
     payload: Annotated[Json, Meta(description="given to each step, unless its workflow says otherwise")] = {}
     correlation_id: Annotated[str | None, Meta(description="your own id for it; can be searched for")] = None
     initiated_by: Annotated[str | None, Meta(description="the service or person that asks")] = None
+
+
+class CompensationCorrection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is corrected about one failed compensation: either `input`, or `mark_done` with a reason."""
+
+    input: (
+        Annotated[Json, Meta(description="sent in place of the workflow's request, in this run only")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    mark_done: (
+        Annotated[Literal[True], Meta(description="it was undone by hand: nobody is called; needs a reason")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    reason: (
+        Annotated[str, Meta(min_length=1, max_length=MAX_REASON, description="why; kept in the step log")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+
+
+class RetryCompensationBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Failed compensations to be run again. Without a body they run as they are."""
+
+    # Taken as it comes: the service alone knows which steps there are, and finds all faults at once.
+    steps: Annotated[
+        Json,
+        Meta(
+            description="by the name of the step; steps that are not named run again as they are",
+            extra_json_schema={"additionalProperties": inlined(CompensationCorrection)},
+        ),
+    ] = {}
 
 
 class RegisterWorkflowBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,9 +13,10 @@ import trio.testing
 from trio.testing import MockClock
 
 from saga.errors import Conflict, Invalid, NotFound, PayloadTooLarge, Unavailable, WorkflowInvalid
+from saga.json_bounds import MAX_DEPTH
 from saga.model import Saga, SagaStatus
 from saga.ports import Record, SagaFilter
-from saga.service import ELSEWHERE_POLL_SECS, MAX_PAGE_SIZE, MAX_PAYLOAD_DEPTH, SagaService, StartSaga
+from saga.service import ELSEWHERE_POLL_SECS, MAX_PAGE_SIZE, SagaService, StartSaga
 from saga.supervisor import Limits
 from saga.workflow import WorkflowDefinition
 from tests.saga.samples import patient, step, workflow
@@ -180,8 +181,8 @@ async def test_a_payload_nested_too_deep_is_refused(autojump_clock: MockClock) -
         return value
 
     async with worker_of({}, ONE_STEP) as worker:
-        await start(worker, payload=nested(MAX_PAYLOAD_DEPTH))
-        for levels in (MAX_PAYLOAD_DEPTH + 1, 1000):
+        await start(worker, payload=nested(MAX_DEPTH))
+        for levels in (MAX_DEPTH + 1, 1000):
             with pytest.raises(Invalid) as caught:
                 await start(worker, payload=nested(levels))
             assert reasons(caught.value) == [("payload", "too_deep")]

@@ -198,10 +198,29 @@ class WatchSagaResponse(_message.Message):
     def __init__(self, saga: _Optional[_Union[SagaStateProto, _Mapping]] = ...) -> None: ...
 
 class RetryCompensationRequest(_message.Message):
-    __slots__ = ("saga_id",)
+    __slots__ = ("saga_id", "steps")
+    class StepsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: CompensationCorrection
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[CompensationCorrection, _Mapping]] = ...) -> None: ...
     SAGA_ID_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     saga_id: str
-    def __init__(self, saga_id: _Optional[str] = ...) -> None: ...
+    steps: _containers.MessageMap[str, CompensationCorrection]
+    def __init__(self, saga_id: _Optional[str] = ..., steps: _Optional[_Mapping[str, CompensationCorrection]] = ...) -> None: ...
+
+class CompensationCorrection(_message.Message):
+    __slots__ = ("input", "mark_done", "reason")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    MARK_DONE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    input: bytes
+    mark_done: bool
+    reason: str
+    def __init__(self, input: _Optional[bytes] = ..., mark_done: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RetryCompensationResponse(_message.Message):
     __slots__ = ("saga_id", "status")
