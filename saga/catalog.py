@@ -10,7 +10,8 @@ from saga.workflow import Workflow
 
 LATEST_FOR_SECS = 1.0
 """How long "the newest version" may be answered from memory. A registration in this process is seen at once; one made
-by another worker after this long. A guess that keeps a read off the path of a start."""
+by another worker when its notice comes, or, should that be lost, after this long. A guess that keeps a read off the
+path of a start."""
 
 
 class Catalog:
@@ -27,6 +28,14 @@ class Catalog:
         self._registrations += 1
         self._newest.pop(workflow.definition.name, None)
         self._versions[workflow.definition.name, workflow.version] = workflow
+
+    def forget_newest(self, name: str | None = None) -> None:
+        """Another worker has registered a version of this workflow, or, without a name, may have of any."""
+        self._registrations += 1
+        if name is None:
+            self._newest.clear()
+        else:
+            self._newest.pop(name, None)
 
     async def newest(self, name: str) -> Workflow:
         """The version new sagas start on. `NotFound`: no workflow of that name."""

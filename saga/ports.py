@@ -7,7 +7,7 @@ in memory and with participants written down as data.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -188,6 +188,37 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True):
     changed: bool
 
 
+# --- notices ---------------------------------------------------------------------------------------------------------
+
+
+class SagasDue(msgspec.Struct, frozen=True, tag="due"):
+    """A saga that nobody owns is due now."""
+
+
+class CancelAccepted(msgspec.Struct, frozen=True, tag="cancel"):
+    """A saga that `owner` runs is asked to be cancelled."""
+
+    saga_id: str
+    owner: str
+
+
+class WorkflowAdded(msgspec.Struct, frozen=True, tag="workflow"):
+    """A workflow has a new version."""
+
+    name: str
+
+
+class NoticesMissed(msgspec.Struct, frozen=True, tag="missed"):
+    """Anything may have happened since the last notice, or before the first."""
+
+
+Notice = SagasDue | CancelAccepted | WorkflowAdded | NoticesMissed
+"""What another worker has done to the store. A hint to look: it may be lost, and may come late or for nothing."""
+
+
+# --- the store itself ------------------------------------------------------------------------------------------------
+
+
 class Store(Protocol):
     """What is remembered. Every method raises `Unavailable` when the database cannot be reached."""
 
@@ -267,6 +298,12 @@ class Store(Protocol):
 
     async def workflows(self) -> Sequence[Workflow]:
         """The newest version of each, by name."""
+        ...
+
+    async def listen(self, tell: Callable[[Notice], None]) -> None:
+        """Tells each notice of what others commit, as it comes, until it is cancelled; `NoticesMissed` whenever it
+        begins to listen (again). Never raises `Unavailable`: it listens anew by itself. `tell` returns at once.
+        (Embedded store: there are no others, it tells nothing.)"""
         ...
 
     async def ping(self) -> None:

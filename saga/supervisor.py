@@ -16,7 +16,7 @@ import trio
 from saga.catalog import Catalog
 from saga.errors import LeaseLost, SagaError, Unavailable
 from saga.model import Saga
-from saga.ports import Claimed
+from saga.ports import CancelAccepted, Claimed, Notice, NoticesMissed, SagasDue, WorkflowAdded
 from saga.runner import STORE_PAUSE_SECS, Engine, SagaRun
 from saga.workflow import Workflow
 
@@ -27,7 +27,9 @@ CRASH_PAUSE_SECS = 30.0
 on a saga that always fails, short enough that a fixed cause is noticed the same minute."""
 
 POLL_SECS = 1.0
-"""How often the store is asked for due and orphaned sagas when nothing says there are any."""
+"""How often the store is asked for due and orphaned sagas when nothing says there are any. Sagas become due and leases
+end without a notice, and a notice may be lost. With what a claim takes it bounds the take-over of a dead worker's sagas
+to its lease and two seconds."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +71,9 @@ class Supervisor:
         self._being_created: set[str] = set()
         # Sagas may be waiting in the store, older than any that is started now: they go first.
         self._backlog = True
+        # Another worker has told of a saga that is due. It may take that one itself, so this holds up no start here.
+        self._told_of_work = False
+        self._cancels_unread = False
         self._changed = trio.Event()
         self._until_ended = trio.lowlevel.ParkingLot()
         # Cancel requests for sagas that are just being created or claimed and so have no run yet.
@@ -130,6 +135,22 @@ class Supervisor:
         self._backlog = True
         self._changed.set()
 
+    def notice(self, notice: Notice) -> None:
+        """What the store tells of other workers' doings."""
+        match notice:
+            case SagasDue():
+                self._told_of_work = True
+                self._changed.set()
+            case CancelAccepted():
+                if notice.owner == self.worker_id:
+                    self.cancel(notice.saga_id)
+            case WorkflowAdded():
+                self._catalog.forget_newest(notice.name)
+            case NoticesMissed():
+                self._catalog.forget_newest()
+                self._told_of_work = self._cancels_unread = True
+                self._changed.set()
+
     # --- the background task -----------------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -139,6 +160,7 @@ class Supervisor:
             self._nursery = nursery
             nursery.start_soon(self._lease_loop)
             nursery.start_soon(self._claim_loop)
+            nursery.start_soon(self._engine.store.listen, self.notice)
             task_status.started()
         self._nursery = None
 
@@ -229,7 +251,8 @@ class Supervisor:
             pause_secs = lease_secs / 3
 
     async def _claim_loop(self) -> None:
-        """Fills free places from the store: at start, whenever one becomes free while sagas wait, and now and then."""
+        """Fills free places from the store: at start, whenever one becomes free while sagas wait, when another worker
+        tells of some, and now and then."""
         next_sweep = trio.current_time() + POLL_SECS
         while True:
             changed = self._changed = trio.Event()
@@ -240,10 +263,10 @@ class Supervisor:
                     await self._release_what_nobody_runs()
                     await self._pass_on_cancel_requests()
                     claimed = await self.claim_once()
-                elif self._backlog:
-                    claimed = await self.claim_once()
                 else:
-                    claimed = 0
+                    if self._cancels_unread:
+                        await self._pass_on_cancel_requests()
+                    claimed = await self.claim_once() if self._backlog or self._told_of_work else 0
             except Unavailable as error:
                 log.warning("claim_failed error=%s", error)
                 claimed = 0
@@ -266,19 +289,25 @@ class Supervisor:
 
     async def _pass_on_cancel_requests(self) -> None:
         """Those that another worker accepted; ours reach their runs at once."""
+        self._cancels_unread = False
         if self._runs:
             for saga_id in await self._engine.store.cancel_requests(self.worker_id):
                 if (run := self._runs.get(saga_id)) is not None:
                     run.request_cancel()
 
     async def claim_once(self) -> int:
-        """One pass: claims up to the free places. Returns how many sagas were taken up."""
+        """One pass: claims up to the free places, half of them when it is not known that anybody waits. Returns how
+        many sagas were taken up."""
         room = self.room
         if room <= 0 or not self._may_take_more:
             return 0
+        if not self._backlog:
+            # The other half is for sagas that are started meanwhile. Without it these would wait, each wait would be
+            # told to all workers, and their claims would make the next starts wait.
+            room = (room + 1) // 2
         # Held while the claim is under way, so that a start cannot take the same places.
         self._reserved += room
-        self._backlog = False
+        self._backlog = self._told_of_work = False
         asked = False
         try:
             claimed = await self._engine.store.claim_due_sagas(self.worker_id, room)
@@ -310,8 +339,8 @@ class Supervisor:
 
     def _room_made(self) -> None:
         self._until_ended.unpark_all()
-        if self._backlog:
-            self.wake()
+        if self._backlog or self._told_of_work:
+            self._changed.set()
 
     # --- one saga ----------------------------------------------------------------------------------------------------
 

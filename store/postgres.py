@@ -4,7 +4,8 @@ Every method is one crossing into asyncio: an exchange with the server, its comm
 coroutine, so that a Trio cancel never cuts a transaction in two. Writes run to their end, which `EXCHANGE_SECS` bounds,
 whoever is cancelled meanwhile; only what keeps or ends a lease can be given up. Moves and creations gather in lanes
 (`group_commit.py`), each with a connection of its own, and a batch is one statement, one round trip. Single writes
-share one more connection, so that no crowd of readers can keep a lease from being renewed; reads use a small pool.
+share one more connection, so that no crowd of readers can keep a lease from being renewed; reads use a small pool. One
+connection listens for what other workers commit (`sql/postgres/008_notices.up.sql` says what they tell).
 
 Instants are the database's. A clock may be given instead, for tests.
 """
@@ -12,6 +13,7 @@ Instants are the database's. A clock may be given instead, for tests.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -20,17 +22,31 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import asyncpg
+import msgspec
 import trio
 
 from bridge import run_aio
 from saga.errors import Unavailable
 from saga.model import Saga, SagaStatus, StepLog
-from saga.ports import Claimed, Clock, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
+from saga.ports import (
+    Claimed,
+    Clock,
+    Created,
+    NewSaga,
+    Notice,
+    NoticesMissed,
+    Page,
+    Record,
+    Recorded,
+    Registered,
+    SagaFilter,
+)
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
 from store import postgres_migrations, rows
 from store.group_commit import Lane
 from store.postgres_errors import NothingSent, TryAgain, translated
+from store.postgres_outbox import PostgresOutbox
 from store.queries import Dialect, Query, load
 from store.rows import CreateRow, MoveRow
 
@@ -47,8 +63,20 @@ EXCHANGE_SECS = 30.0
 CONNECT_SECS = 5.0
 """How long opening a connection may take. A database that needs longer is not one to wait for with sagas in hand."""
 
+HEARTBEAT_SECS = 30.0
+"""How often the listening connection is tried: one that broke without a word would be silent for ever. The poll behind
+the notices is what is prompt, so this need not be."""
+
+LISTEN_PAUSE_SECS = (0.1, 5.0)
+"""First and longest pause before listening is tried again."""
+
 GIVEN_WAY = 5
 """How often a transaction that had to give way to another is tried again. Rivals are few; a guess."""
+
+NOTICES = "saga_notices"
+"""The channel. The triggers of the migration name it too."""
+
+log = logging.getLogger("saga.store")
 
 _Q = load(Dialect.POSTGRES)
 
@@ -118,6 +146,11 @@ class _Link:
             self._connection.terminate()
             self._connection = None
 
+    @property
+    def server_pid(self) -> int | None:
+        """The server process at the other end, which signs the notices of what is written here."""
+        return None if self._connection is None else self._connection.get_server_pid()
+
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close(timeout=CONNECT_SECS)
@@ -147,10 +180,11 @@ def _instant(instant: datetime | None) -> datetime | None:
 class PostgresStore:
     """Keeps `saga.ports.Store`. Made by `open_postgres`.
 
-    `lanes`: the group commits, for their counters.
+    `lanes`: the group commits, for their counters. `outbox`: the events it has written, for a relay.
     """
 
     def __init__(self, dsn: str, pool: Any, events: bool, clock: Clock | None) -> None:
+        self._dsn = dsn
         self._pool = pool
         self._events = events
         self._clock = clock
@@ -158,11 +192,17 @@ class PostgresStore:
         self._lost_claim_ids: set[str] = set()
         self._single_writes = _Link(dsn, _READER_SESSION)
         self._creation_link = _Link(dsn, _WRITER_SESSION)
+        self._relay_link = _Link(dsn, _WRITER_SESSION)
+        self.outbox = PostgresOutbox(self._relay_link, self._now)
         self._move_links = [_Link(dsn, _WRITER_SESSION) for _ in range(MOVE_LANES)]
         self._creations: Lane[CreateRow, Created] = Lane(self._write_creations, key_of=lambda row: row.new.saga_id)
         self._moves: list[Lane[MoveRow, Recorded]] = [
             Lane(self._move_writer(link), key_of=lambda row: row.record.before.saga_id) for link in self._move_links
         ]
+
+    @property
+    def _writing_links(self) -> tuple[_Link, ...]:
+        return (self._single_writes, self._creation_link, *self._move_links)
 
     @property
     def lanes(self) -> tuple[Lane[Any, Any], ...]:
@@ -205,7 +245,7 @@ class PostgresStore:
         # One id a saga, unlike a claim's: a creation can be sent again and be answered by itself.
         claim_ids = {row.new.saga_id: str(uuid.uuid4()) for row in batch if row.new.owner is not None}
         try:
-            return await run_aio(
+            results = await run_aio(
                 self._creation_link.exchange(lambda connection: self._create_all(connection, batch, claim_ids))
             )
         except NothingSent:
@@ -213,12 +253,18 @@ class PostgresStore:
         except Unavailable:
             self._lost_claim_ids.update(claim_ids.values())
             raise
+        if self._events:
+            self.outbox.bell.ring()
+        return results
 
     def _move_writer(
         self, link: _Link
     ) -> Callable[[Sequence[MoveRow]], Coroutine[Any, Any, Sequence[Recorded | Exception]]]:
         async def write(batch: Sequence[MoveRow]) -> Sequence[Recorded | Exception]:
-            return await run_aio(link.exchange(lambda connection: self._record_all(connection, batch)))
+            results = await run_aio(link.exchange(lambda connection: self._record_all(connection, batch)))
+            if self._events and any(row.record.events for row in batch):
+                self.outbox.bell.ring()
+            return results
 
         return write
 
@@ -547,6 +593,53 @@ class PostgresStore:
 
         return await self._read(say)
 
+    async def listen(self, tell: Callable[[Notice], None]) -> None:
+        first, longest = LISTEN_PAUSE_SECS
+        pause_secs = first
+        while True:
+            began = trio.current_time()
+            try:
+                await run_aio(self._listen_until_lost(tell))
+            except Unavailable as error:
+                log.warning("notices_lost error=%s", error)
+            if trio.current_time() - began > longest:
+                pause_secs = first
+            await trio.sleep(pause_secs)
+            pause_secs = min(pause_secs * 2, longest)
+
+    async def _listen_until_lost(self, tell: Callable[[Notice], None]) -> None:
+        """Listens on a connection of its own; `Unavailable`: it was lost. Asyncio-flavoured."""
+        lost = asyncio.Event()
+
+        def on_notice(_connection: Connection, sender: int, _channel: str, payload: str) -> None:
+            # What this process commits it knows; its own notices would make it look for what it has just taken.
+            if any(link.server_pid == sender for link in self._writing_links):
+                return
+            try:
+                notice = msgspec.json.decode(payload, type=Notice)
+            except msgspec.DecodeError:
+                log.warning("notice_unknown payload=%.200r", payload)  # a newer release beside us, or a stranger
+            else:
+                tell(notice)
+
+        with translated():
+            connection = await connect(self._dsn)
+            try:
+                connection.add_termination_listener(lambda _connection: lost.set())
+                async with asyncio.timeout(CONNECT_SECS):
+                    await connection.add_listener(NOTICES, on_notice)
+                tell(NoticesMissed())
+                while not lost.is_set():
+                    try:
+                        async with asyncio.timeout(HEARTBEAT_SECS):
+                            await lost.wait()
+                    except TimeoutError:
+                        async with asyncio.timeout(CONNECT_SECS):
+                            await _fetch(connection, _Q["ping"])
+            finally:
+                connection.terminate()
+        raise Unavailable("the listening connection was lost")
+
     async def ping(self) -> None:
         async def say(connection: Connection) -> None:
             await _fetch(connection, _Q["ping"])
@@ -562,7 +655,7 @@ class PostgresStore:
 
     async def close_connections(self) -> None:
         """Says good-bye to the server where it listens; what does not answer in time is cut. Asyncio-flavoured."""
-        links = [self._single_writes, self._creation_link, *self._move_links]
+        links = (*self._writing_links, self._relay_link)
         try:
             async with asyncio.timeout(CONNECT_SECS):
                 for link in links:
@@ -594,13 +687,13 @@ async def open_postgres(
     """The store on a database. To be entered inside `bridge.open_loop()`.
 
     `dsn`: `postgresql://user:password@host:port/database?sslmode=…`. `events`: whether announcements are written to the
-    outbox. `max_connections`: three of them write, the others, at least one, read; `ready_connections` of the readers
-    are opened now, and a reader that was idle for `idle_secs` (0: for ever) is closed. `migrate` False: the schema must
-    be up to date already. `clock`: instants from it instead of from the database; for tests.
+    outbox. `max_connections`: three of them write, one listens, the others, at least one, read; `ready_connections` of
+    the readers are opened now, and a reader that was idle for `idle_secs` (0: for ever) is closed. `migrate` False: the
+    schema must be up to date already. `clock`: instants from it instead of from the database; for tests.
     `Unavailable`: the database cannot be reached. `MigrationError`: the schema does not fit.
     """
 
-    readers = max(1, max_connections - WRITE_CONNECTIONS)
+    readers = max(1, max_connections - WRITE_CONNECTIONS - 1 - (1 if events else 0))
 
     async def prepare() -> Any:
         with translated():

@@ -23,13 +23,15 @@ import trio
 
 from saga.errors import Conflict, RowRejected, Unavailable
 from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepLog
-from saga.ports import Claimed, Clock, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
+from saga.ports import Claimed, Clock, Created, NewSaga, Notice, Page, Record, Recorded, Registered, SagaFilter
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
 from store import rows, sqlite_migrations
+from store.cloudevents import OutboxEvent
 from store.errors import StoreInUse
 from store.group_commit import Lane
 from store.instants import SystemClock, after_secs, from_text, seconds_between, to_text
+from store.outbox import Backlog, Bell, Settled
 from store.queries import Dialect, Query, load
 from store.rows import CreateRow, MoveRow
 
@@ -42,6 +44,9 @@ OLDEST_SQLITE = (3, 37, 0)
 
 BUSY_TIMEOUT_MS = 5000
 """How long a connection waits for another's lock. Only the CLI's status and backups can hold one; a guess."""
+
+COUNTED = 100_000
+"""Pending events counted at most: the count is for people and is taken every few seconds."""
 
 _Q = load(Dialect.SQLITE)
 _BATCH_ROW = CreateRow | MoveRow
@@ -271,7 +276,35 @@ class _Database:
     def ping(self) -> None:
         self._run(_Q["ping"])
 
+    def pending_events(self, relay_id: str, limit: int, max_bytes: int) -> list[OutboxEvent]:
+        # Row by row: each may carry a payload of a mebibyte or more.
+        cursor = self._connection.execute(_Q["pending_events"].text, {"relay_id": relay_id, "limit": limit})
+        events: list[OutboxEvent] = []
+        fetched_bytes = 0
+        try:
+            while fetched_bytes <= max_bytes and (row := cursor.fetchone()) is not None:
+                events.append(_event(row))
+                fetched_bytes += len(events[-1].payload)
+        finally:
+            cursor.close()
+        return events
+
+    def outbox_backlog(self, relay_id: str) -> Backlog:
+        (row,) = self._run(_Q["outbox_backlog"], relay_id=relay_id, limit=COUNTED, now=None)
+        return Backlog(pending=row["pending"], oldest_secs=row["oldest_secs"] or 0.0)
+
     # --- single writes ------------------------------------------------------------------------------------------------
+
+    def settle_events(self, settled: Settled) -> None:
+        with self._transaction():
+            for event_id in settled.published:
+                self._run(_Q["mark_event_published"], id=event_id)
+            for dead in settled.dead:
+                self._run(
+                    _Q["add_dead_message"], id=dead.id, topic=dead.topic, message=dead.message, reason=dead.reason
+                )
+            for event_id in settled.removed:
+                self._run(_Q["remove_event"], id=event_id)
 
     def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
         with self._transaction():
@@ -352,6 +385,24 @@ def _array(values: Sequence[str | None]) -> str:
     return msgspec.json.encode(values).decode()
 
 
+def _event(row: sqlite3.Row) -> OutboxEvent:
+    return OutboxEvent(
+        id=row["id"],
+        event_id=row["event_id"],
+        saga_id=row["saga_id"],
+        event_type=row["event_type"],
+        status=row["status"],
+        current_step=row["current_step"],
+        error_message=row["error_message"],
+        created_at=from_text(row["created_at"]),
+        workflow_name=row["workflow_name"],
+        workflow_version=row["workflow_version"],
+        correlation_id=row["correlation_id"],
+        initiated_by=row["initiated_by"],
+        payload=row["payload"] or "{}",
+    )
+
+
 def _row(row: sqlite3.Row) -> rows.Row:
     """sqlite3.Row is a mapping by column name in all but type."""
     return cast(rows.Row, row)
@@ -377,6 +428,7 @@ class SqliteStore:
     """Keeps `saga.ports.Store`. Made by `open_sqlite`.
 
     `lanes`: the group commits, for their counters; none in memory, where every write is a transaction of its own.
+    `outbox`: the events it has written, for a relay.
     """
 
     def __init__(self, writer: _Database, reader: _Database | None) -> None:
@@ -387,6 +439,7 @@ class SqliteStore:
         # One thread at a time on each connection; readers of one do not wait for the writers of the other.
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
+        self.outbox = SqliteOutbox(self)
         self._lane: Lane[_BATCH_ROW, _BATCH_RESULT] | None = None
         if not self._inline:
             self._lane = Lane(self._write_batch, key_of=_saga_id_of)
@@ -396,15 +449,22 @@ class SqliteStore:
         return () if self._lane is None else (self._lane,)
 
     async def _write_batch(self, batch: Sequence[_BATCH_ROW]) -> Sequence[_BATCH_RESULT | Exception]:
-        return await trio.to_thread.run_sync(self._writer.write_batch, batch, limiter=self._writing)
+        results = await trio.to_thread.run_sync(self._writer.write_batch, batch, limiter=self._writing)
+        self._ring_for(batch)
+        return results
 
     async def _in_lane(self, row: _BATCH_ROW) -> _BATCH_RESULT:
         if self._lane is not None:
             return await self._lane.write(row)
         (result,) = await self._write(self._writer.write_batch, [row])
+        self._ring_for([row])
         if isinstance(result, Exception):
             raise result
         return result
+
+    def _ring_for(self, batch: Sequence[_BATCH_ROW]) -> None:
+        if any(isinstance(row, CreateRow) or row.record.events for row in batch):
+            self.outbox.bell.ring()
 
     async def _write(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Runs a write to its end; a cancel comes before it or after it, never between."""
@@ -483,11 +543,41 @@ class SqliteStore:
     async def workflows(self) -> Sequence[Workflow]:
         return await self._read(self._reader.workflows)
 
+    async def listen(self, tell: Callable[[Notice], None]) -> None:
+        await trio.sleep_forever()
+
     async def ping(self) -> None:
         await self._read(self._reader.ping)
 
     async def count_open(self) -> dict[SagaStatus, int]:
         return await self._read(self._reader.count_open)
+
+
+class SqliteOutbox:
+    """Keeps `store.outbox.Outbox`: one process, one relay, all events."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.bell = Bell()
+
+    async def take_share(self, relay_id: str, lease_secs: float) -> int:
+        await trio.lowlevel.checkpoint()
+        return 1
+
+    async def keep(self, relay_id: str, lease_secs: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def pending(self, relay_id: str, *, limit: int, max_bytes: int) -> list[OutboxEvent]:
+        return await self._store._read(self._store._reader.pending_events, relay_id, limit, max_bytes)
+
+    async def settle(self, settled: Settled) -> None:
+        await self._store._write(self._store._writer.settle_events, settled)
+
+    async def backlog(self, relay_id: str) -> Backlog:
+        return await self._store._read(self._store._reader.outbox_backlog, relay_id)
+
+    async def leave(self, relay_id: str) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 def _saga_id_of(row: _BATCH_ROW) -> str:

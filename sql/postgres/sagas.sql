@@ -168,15 +168,39 @@ RETURNING id, workflow_name, workflow_version, current_step, status, payload, co
 -- name: claim_due_sagas
 -- for: taking the oldest open sagas nobody owns and that are due, with the responses their next steps may need. Rows
 -- another worker is taking are passed over. Also taken: what this worker got by claims whose answers were lost.
-WITH due AS (
+-- Those that wait for nothing and those whose instant has come are found apart, each by an index of its own
+-- (idx_saga_states_claimable, idx_saga_states_parked), so that what is still parked is not looked at. Of the latter the
+-- thousand longest due are put in order; a claim while more are due at once takes the oldest of these.
+WITH waiting AS (
+    SELECT id, created_at
+    FROM saga.saga_states
+    WHERE owner IS NULL
+      AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
+      AND next_attempt_at IS NULL
+    ORDER BY created_at, id
+    LIMIT :limit::bigint
+    FOR UPDATE SKIP LOCKED
+), longest_due AS MATERIALIZED (
     SELECT id
     FROM saga.saga_states
     WHERE owner IS NULL
       AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
-      AND (next_attempt_at IS NULL OR next_attempt_at <= coalesce(:now::timestamptz, clock_timestamp()))
+      -- now() is fixed for the statement, so that it can bound the scan; clock_timestamp() would be asked at each row.
+      AND next_attempt_at <= coalesce(:now::timestamptz, now())
+    ORDER BY next_attempt_at
+    LIMIT greatest(:limit::bigint, 1000)
+), woken AS (
+    SELECT s.id, s.created_at
+    FROM saga.saga_states AS s JOIN longest_due USING (id)
+    WHERE s.owner IS NULL
+      AND s.status IN ('STARTED', 'RUNNING', 'COMPENSATING')
+    ORDER BY s.created_at, s.id
+    LIMIT :limit
+    FOR UPDATE OF s SKIP LOCKED
+), due AS (
+    SELECT id FROM (SELECT id, created_at FROM waiting UNION ALL SELECT id, created_at FROM woken) AS both_kinds
     ORDER BY created_at, id
     LIMIT :limit::bigint
-    FOR UPDATE SKIP LOCKED
 ), lost AS (
     SELECT id
     FROM saga.saga_states

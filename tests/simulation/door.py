@@ -17,7 +17,7 @@ import trio
 
 from saga.errors import Unavailable
 from saga.model import Saga, SagaStatus, StepLog
-from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
+from saga.ports import Claimed, Created, NewSaga, Notice, Page, Record, Recorded, Registered, SagaFilter
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition
 from store import rows
@@ -155,6 +155,8 @@ class Door:
             result: T = await trio.lowlevel.wait_task_rescheduled(abort)
         finally:
             del self._pending[pending]
+        if self.dead:
+            raise Unavailable("dead")
         return result
 
     async def _carry(self, trouble: Trouble, say: Callable[[], Any], pending: _Pending) -> None:
@@ -250,6 +252,10 @@ class Door:
 
     async def workflows(self) -> Sequence[Workflow]:
         return await self._exchange("workflows", self.database.workflows)
+
+    async def listen(self, tell: Callable[[Notice], None]) -> None:
+        # Every notice is lost: what the poll behind them is for.
+        await trio.sleep_forever()
 
     async def ping(self) -> None:
         await self._exchange("ping", self.database.ping)

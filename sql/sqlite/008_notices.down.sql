@@ -1,0 +1,1 @@
+-- Nothing here: one process has the file, and tells itself.

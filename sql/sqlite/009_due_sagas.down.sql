@@ -1,0 +1,4 @@
+DROP INDEX idx_saga_states_parked;
+DROP INDEX idx_saga_states_claimable;
+CREATE INDEX idx_saga_states_claimable ON saga_states (created_at, id)
+    WHERE owner IS NULL AND status IN ('STARTED', 'RUNNING', 'COMPENSATING');
