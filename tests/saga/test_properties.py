@@ -14,7 +14,7 @@ import msgspec
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from saga.model import EventType, LogEntry, Saga, SagaStatus, StepAction, StepStatus
+from saga.model import EventType, LogEntry, Saga, SagaStatus, StepAction, StepStatus, UndoCorrection
 from saga.ports import Answer, Outcome, Record
 from saga.transitions import (
     ANNOUNCED,
@@ -32,6 +32,7 @@ from saga.transitions import (
 from saga.workflow import OnUnknown, RetryPolicy, Step, WorkflowDefinition, decode_definition, encode_definition
 from tests.saga.samples import AT, BEGAN, GOT, SENT, saga
 
+CORRECTED = {"receipt": "r-7"}
 EXECUTE, COMPENSATE = StepAction.EXECUTE, StepAction.COMPENSATE
 
 # The same examples on every machine and no time limit: a slow runner must not turn a rule into a flake.
@@ -143,7 +144,9 @@ class Ledger:
         if record.after.status.is_terminal:
             assert record.after.undo_plan == ()
             assert record.after.attempt == 0
+            assert record.after.undo_corrections == {}
             assert record.retry_in_secs is None
+        assert record.after.undo_corrections.keys() <= set(record.after.undo_plan)
 
     def step(self, happening: str) -> bool:
         """One thing happens. False: the saga is over."""
@@ -361,6 +364,56 @@ def test_failed_compensations_run_again_are_exactly_those_that_failed(
             break
     assert [log.step_index for log in ledger.logs[done_before:]] == failed
     assert (ledger.stored.status, ledger.stored.compensation_failed) == (end, False)
+
+
+corrections = st.sampled_from(
+    [
+        None,
+        UndoCorrection(request=CORRECTED),
+        UndoCorrection(request=CORRECTED, reason="typo"),
+        UndoCorrection(reason="x"),
+    ]
+)
+undo_happenings = st.lists(
+    st.sampled_from([*ANSWERS, "crash", "handover", "cancel", "cancel elsewhere", "deadline"]), max_size=20
+)
+
+
+@thorough
+@given(workflows(), happenings, st.lists(corrections, min_size=5, max_size=5), undo_happenings)
+def test_a_correction_is_good_for_one_run_of_one_compensation_whatever_happens_meanwhile(
+    definition: WorkflowDefinition, story: list[str], drawn: list[UndoCorrection | None], then: list[str]
+) -> None:
+    ledger = live(definition, story, "final")
+    failed = list(ledger.stored.undo_failed)
+    if not failed:
+        return
+    corrected = {index: one for index in failed if (one := drawn[index]) is not None}
+    event(f"corrected {len(corrected)} of {len(failed)}")
+    logs_before, calls_before = len(ledger.logs), len(ledger.calls)
+    ledger.write(UndoRetryRequested(corrections=corrected))
+    for happening in [*then, *["done"] * 60]:
+        left = ledger.stored.undo_plan
+        # What is left to be undone still has what was said of it, and nothing that has ended has.
+        assert ledger.stored.undo_corrections == {index: corrected[index] for index in left if index in corrected}
+        ledger.step(happening)
+    assert ledger.stored.status.is_terminal
+    assert ledger.stored.undo_corrections == {}
+    by_hand = {index for index, one in corrected.items() if one.request is None}
+    assert {call.step_index for call, _ in ledger.calls[calls_before:]} == set(failed) - by_hand
+    again = ledger.logs[logs_before:]
+    assert [log.step_index for log in again] == failed
+    for log in again:
+        one = corrected.get(log.step_index)
+        if log.step_index in by_hand:
+            assert (log.status, log.attempts, log.error_message) == (StepStatus.SUCCESS, 0, "done by hand: x")
+        else:
+            assert log.attempts >= 1
+            assert ("typo" in (log.error_message or "")) is (one is not None and one.reason is not None)
+    assert ledger.stored.undo_failed == tuple(log.step_index for log in again if log.status is not StepStatus.SUCCESS)
+    assert ledger.stored.compensation_failed is bool(ledger.stored.undo_failed)
+    asked = ledger.cancelled_in is not None
+    assert ledger.stored.status is (SagaStatus.CANCELLED if asked else SagaStatus.FAILED)
 
 
 @thorough

@@ -9,7 +9,7 @@ import pytest
 
 from saga import transitions
 from saga.errors import BrokenRule
-from saga.model import EventType, Saga, SagaStatus, StepAction, StepStatus
+from saga.model import EventType, Saga, SagaStatus, StepAction, StepStatus, UndoCorrection
 from saga.ports import Answer, Outcome
 from saga.transitions import (
     ANNOUNCED,
@@ -19,6 +19,7 @@ from saga.transitions import (
     Call,
     CancelObserved,
     CompensationFailed,
+    CompensationMarkedDone,
     CompensationRetried,
     CompensationSkipped,
     CompensationSucceeded,
@@ -68,6 +69,9 @@ STARTED, RUNNING, COMPENSATING = S.STARTED, S.RUNNING, S.COMPENSATING
 COMPLETED, FAILED, CANCELLED = S.COMPLETED, S.FAILED, S.CANCELLED
 EXECUTE, COMPENSATE = StepAction.EXECUTE, StepAction.COMPENSATE
 
+BY_HAND = UndoCorrection(reason="refunded at the desk")
+CORRECTED = UndoCorrection(request={"receipt": "r-7"})
+
 FACTS: dict[type[Fact], Fact] = {
     Began: began,
     StepSucceeded: succeeded(),
@@ -80,6 +84,7 @@ FACTS: dict[type[Fact], Fact] = {
     CompensationRetried: undo_retried(4.0),
     CompensationFailed: undo_failed(),
     CompensationSkipped: CompensationSkipped(),
+    CompensationMarkedDone: CompensationMarkedDone(),
     UndoDone: UndoDone(),
     UndoDoneAfterCancel: UndoDoneAfterCancel(),
     UndoRetryRequested: UndoRetryRequested(),
@@ -289,6 +294,12 @@ ENTRIES: dict[tuple[SagaStatus, type[Fact]], Entry] = {
         {"undo_plan": (0,)},
         [(1, COMPENSATE, StepStatus.SKIPPED, 0, None, None, None)],
     ),
+    (COMPENSATING, CompensationMarkedDone): Entry(
+        compensating(1, 0, undo_corrections={1: BY_HAND}),
+        CompensationMarkedDone(),
+        {"undo_plan": (0,), "undo_corrections": {}},
+        [(1, COMPENSATE, StepStatus.SUCCESS, 0, None, None, "done by hand: refunded at the desk")],
+    ),
     (COMPENSATING, UndoDone): Entry(compensating(), UndoDone(), {"status": FAILED}, events=[E.SAGA_FAILED]),
     (COMPENSATING, UndoDoneAfterCancel): Entry(
         compensating(cancel_requested=True), UndoDoneAfterCancel(), {"status": CANCELLED}, events=[E.SAGA_CANCELLED]
@@ -328,7 +339,7 @@ def test_an_entry_writes_exactly_its_fields_logs_and_events(pair: tuple[SagaStat
     ] == entry.logs
     for log in record.logs:
         assert log.step_name == workflow().steps[log.step_index].name
-        assert log.started_at == (BEGAN if log.status is not StepStatus.SKIPPED else AT)
+        assert log.started_at == (BEGAN if log.attempts else AT)
         assert log.completed_at == AT
     assert [event.event_type for event in record.events] == entry.events
     assert [event.current_step for event in record.events] == [record.after.current_step] * len(entry.events)
@@ -564,6 +575,53 @@ def test_a_second_run_that_fails_too_can_be_asked_for_once_more() -> None:
     ended = after(compensating(1, 0), definition, undo_failed(), undone())
     twice = after(ended, definition, UndoRetryRequested(), undo_failed())
     assert (twice.status, twice.compensation_failed, twice.undo_failed) == (FAILED, True, (1,))
+
+
+def test_corrections_are_kept_until_each_compensation_has_ended() -> None:
+    definition = workflow()
+    ended = saga(FAILED, current_step=3, undo_failed=(2, 1, 0), compensation_failed=True)
+    asked = UndoRetryRequested(corrections={1: CORRECTED, 0: BY_HAND})
+    state = advance(ended, definition, asked, AT).after
+    assert (state.undo_plan, state.undo_corrections) == ((2, 1, 0), {1: CORRECTED, 0: BY_HAND})
+    state = after(state, definition, undo_retried(), undo_failed())
+    assert (state.undo_plan, state.undo_corrections) == ((1, 0), {1: CORRECTED, 0: BY_HAND})
+    assert next_command(state, definition) == Call(1, COMPENSATE, 1)
+    state = after(state, definition, undo_retried())
+    assert state.undo_corrections == {1: CORRECTED, 0: BY_HAND}
+    record = advance(state, definition, undone(), AT)
+    assert [(log.step_index, log.status, log.attempts) for log in record.logs] == [
+        (1, StepStatus.SUCCESS, 2),
+        (0, StepStatus.SUCCESS, 0),
+    ]
+    over = record.after
+    assert (over.status, over.undo_failed, over.compensation_failed, over.undo_corrections) == (FAILED, (2,), True, {})
+
+
+@pytest.mark.parametrize("end", [FAILED, CANCELLED])
+def test_a_retry_with_everything_done_by_hand_ends_in_the_same_record(end: SagaStatus) -> None:
+    before = saga(end, current_step=2, undo_failed=(1, 0), compensation_failed=True, cancel_requested=end is CANCELLED)
+    record = advance(before, workflow(), UndoRetryRequested(corrections={0: BY_HAND, 1: BY_HAND}), AT)
+    assert [state.status for state in record.path] == [COMPENSATING, end]
+    assert [event.event_type for event in record.events] == [E.SAGA_COMPENSATING, ANNOUNCED[end]]
+    assert [log.step_index for log in record.logs] == [1, 0]
+    assert (record.after.compensation_failed, record.after.undo_failed, record.after.attempt) == (False, (), 0)
+
+
+def test_the_reason_of_a_corrected_request_stands_in_the_log_however_it_ends() -> None:
+    told = UndoCorrection(request=SENT, reason="typo in the receipt")
+    state = compensating(1, 0, undo_corrections={1: told})
+    (worked,) = advance(state, workflow(), undone(), AT).logs
+    assert (worked.request_payload, worked.error_message) == (SENT, "request corrected: typo in the receipt")
+    record = advance(state, workflow(), undo_failed("INTERNAL", "broken"), AT)
+    assert record.logs[0].error_message == "INTERNAL: broken (request corrected: typo in the receipt)"
+    assert record.after.undo_corrections == {}
+    assert record.events[0].error_message == "compensation of step b failed: INTERNAL: broken"
+
+
+def test_a_compensation_that_has_not_failed_cannot_be_corrected() -> None:
+    before = saga(FAILED, current_step=2, undo_failed=(1,), compensation_failed=True)
+    with pytest.raises(BrokenRule, match="has not failed"):
+        advance(before, workflow(), UndoRetryRequested(corrections={0: BY_HAND}), AT)
 
 
 @pytest.mark.parametrize("status", [FAILED, CANCELLED])
