@@ -1,0 +1,318 @@
+"""The publisher on Kafka, by aiokafka's idempotent producer (acks=all), behind plain Trio functions.
+
+Batches are made here and not by `producer.send`: one batch of a topic's partition at a time, the next when the one
+before it is acknowledged. With that a batch that is refused cannot be overtaken by the next one.
+
+A producer that has failed in any way is thrown away. An idempotent producer numbers its batches, and after one that
+never arrived the broker would refuse every later one as out of order; and what a producer still holds it would send
+whenever it can, from memory that grows. A new one costs two round trips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    CorruptRecordException,
+    InvalidTimestampError,
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    ProducerClosed,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownError,
+    UnknownTopicOrPartitionError,
+    UnsupportedForMessageFormatError,
+)
+from aiokafka.partitioner import DefaultPartitioner
+
+from bridge import StrayCancel, run_aio
+from store.cloudevents import Message
+from store.outbox import Acknowledged, BrokerAway, Outcome, Refused, Unsent
+
+CONNECT_SECS = 5.0
+"""How long connecting may take, from the name's address to the producer's id."""
+
+REQUEST_SECS = 10.0
+"""How long the broker has for one request, before the connection counts as broken."""
+
+TOPIC_SECS = 3.0
+"""How long a topic may stay unknown to a broker that answers (it may be making it), before it counts as missing."""
+
+CLOSE_SECS = 3.0
+"""How long a producer may take to end before it is cut off."""
+
+CHECK_SECS = 2.0
+"""How long the broker has to answer a readiness check."""
+
+BATCH_BYTES = 256 * 1024
+"""Of one batch; a larger message is a batch of its own. Well below what brokers accept by default (1 MiB)."""
+
+UNCLEAR_TRIES = 3
+"""How often a message, alone in its batch, may meet an error that says nothing, before it counts as refused."""
+
+REFUSES_TOPIC = (TopicAuthorizationFailedError, InvalidTopicError)
+"""Whatever is sent there."""
+
+REFUSES_MESSAGE = (
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    InvalidTimestampError,
+    PolicyViolationError,
+    UnsupportedForMessageFormatError,
+)
+"""Some message of the batch."""
+
+UNCLEAR = (UnknownError, CorruptRecordException)
+"""The broker met something unexpected (so it answers for codes newer than the library too), or got damaged bytes."""
+
+
+@dataclass(frozen=True)
+class KafkaSettings:
+    """How to reach the brokers. `security_protocol` and `sasl_mechanism` as Kafka spells them."""
+
+    brokers: tuple[str, ...]
+    security_protocol: str = "PLAINTEXT"
+    sasl_mechanism: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+class KafkaPublisher:
+    """Keeps `store.outbox.Publisher`. To be used inside `bridge.open_loop()`."""
+
+    def __init__(self, settings: KafkaSettings, *, client_id: str) -> None:
+        self._settings = settings
+        self._client_id = client_id
+        self._partitioner = DefaultPartitioner()
+        self._producer: Any = None
+        # Made once: it reads the system's roots (or those that SSL_CERT_FILE names) from the disk.
+        self._tls = ssl.create_default_context() if settings.security_protocol.endswith("SSL") else None
+
+    # --- store.outbox.Publisher ---------------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        if self._producer is None:
+            await _crossing(self._start())
+
+    async def publish(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
+        await _crossing(self._publish(messages, outcomes))
+
+    async def check(self) -> None:
+        if self._producer is None:
+            raise BrokerAway("there is no connection to the broker")
+        answered = False
+        with trio.move_on_after(CHECK_SECS):
+            answered = await _crossing(_ask_for_metadata(self._producer))
+        if not answered:
+            raise BrokerAway("the broker does not answer")
+
+    async def aclose(self) -> None:
+        await _crossing(self._discard())
+
+    # --- in asyncio ---------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        settings = self._settings
+        producer = AIOKafkaProducer(
+            bootstrap_servers=list(settings.brokers),
+            client_id=self._client_id,
+            acks="all",
+            enable_idempotence=True,
+            max_batch_size=BATCH_BYTES,
+            request_timeout_ms=int(REQUEST_SECS * 1000),
+            security_protocol=settings.security_protocol,
+            ssl_context=self._tls,
+            sasl_mechanism=settings.sasl_mechanism or "PLAIN",
+            sasl_plain_username=settings.username,
+            sasl_plain_password=settings.password,
+        )
+        try:
+            async with asyncio.timeout(CONNECT_SECS):
+                await producer.start()
+        except BaseException as error:
+            # Also when start() was cut short: what it has opened is to be closed.
+            await _stop(producer)
+            if isinstance(error, KafkaError | OSError | TimeoutError):
+                brokers = ", ".join(settings.brokers)
+                raise BrokerAway(f"no broker of {brokers} can be reached: {_told(error)}") from error
+            raise
+        self._producer = producer
+
+    async def _discard(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer)
+
+    async def _publish(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
+        work = _Work(messages, outcomes)
+        clean = False
+        try:
+            while left := work.left():
+                try:
+                    if self._producer is None:
+                        await self._start()
+                except BrokerAway as error:
+                    work.give_up(left, str(error))
+                    return
+                if await self._send_round(work, left):
+                    break
+                # Something was refused: what else was in its batch, or behind it, goes with a new producer.
+                await self._discard()
+            clean = not any(isinstance(outcome, Unsent) for outcome in outcomes)
+        finally:
+            if not clean:
+                await self._discard()
+
+    async def _send_round(self, work: _Work, places: Sequence[int]) -> bool:
+        """Sends what it can. False: something was refused, and there may be more to be sent."""
+        chains: dict[tuple[str, int], list[int]] = defaultdict(list)
+        by_topic: dict[str, list[int]] = defaultdict(list)
+        for place in places:
+            by_topic[work.messages[place].topic].append(place)
+        for topic, of_topic in by_topic.items():
+            partitions = await self._partitions(work, topic, of_topic)
+            for place in of_topic if partitions else ():
+                partition = self._partitioner(work.messages[place].key, partitions, partitions)
+                chains[topic, partition].append(place)
+        sent = await asyncio.gather(
+            *(self._send_chain(work, topic, partition, chain) for (topic, partition), chain in chains.items())
+        )
+        return all(sent)
+
+    async def _partitions(self, work: _Work, topic: str, places: list[int]) -> list[int] | None:
+        """The topic's partitions; None: it has none now, and its messages know why."""
+        producer = self._producer
+        try:
+            async with asyncio.timeout(TOPIC_SECS):
+                return sorted(await producer.partitions_for(topic))
+        except REFUSES_TOPIC as error:
+            work.refuse(places, _told(error))
+        except (KafkaError, TimeoutError) as error:
+            # Either the broker does not answer, or it does and has no such topic.
+            if isinstance(error, TimeoutError | UnknownTopicOrPartitionError) and await _ask_for_metadata(producer):
+                work.give_up(places, f"the broker has no topic {topic}", no_topic=True)
+            else:
+                work.give_up(places, _told(error))
+        return None
+
+    async def _send_chain(self, work: _Work, topic: str, partition: int, chain: list[int]) -> bool:
+        """Sends the messages of one partition, batch after batch. False: it ends early because one was refused."""
+        producer = self._producer
+        begin = 0
+        while begin < len(chain):
+            batch = producer.create_batch()
+            taken: list[int] = []
+            for place in chain[begin:]:
+                message = work.messages[place]
+                if taken and (place in work.suspects or taken[0] in work.suspects):
+                    break
+                # None: the batch is full. The first message always fits.
+                if (
+                    batch.append(
+                        timestamp=message.timestamp_ms,
+                        key=message.key,
+                        value=message.value,
+                        headers=list(message.headers),
+                    )
+                    is None
+                ):
+                    break
+                taken.append(place)
+            batch.close()
+            try:
+                await (await producer.send_batch(batch, topic, partition=partition))
+            except REFUSES_TOPIC as error:
+                work.refuse(chain[begin:], _told(error))
+                return False
+            except (*REFUSES_MESSAGE, *UNCLEAR) as error:
+                if len(taken) > 1:
+                    work.suspects.update(taken)
+                elif isinstance(error, REFUSES_MESSAGE) or work.is_hopeless(taken[0]):
+                    work.refuse(taken, _told(error))
+                return False
+            except KafkaError as error:
+                work.give_up(chain[begin:], _told(error))
+                return True
+            work.acknowledge(taken)
+            begin += len(taken)
+        return True
+
+
+class _Work:
+    """The messages of one call and what is known of each. `suspects` were in a batch that was refused: each is sent
+    alone, to find out which it was."""
+
+    def __init__(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
+        self.messages = messages
+        self.suspects: set[int] = set()
+        self._outcomes = outcomes
+        self._settled: set[int] = set()
+        self._unclear: Counter[int] = Counter()
+
+    def left(self) -> list[int]:
+        """What is still to be sent in this call, in order."""
+        return [place for place in range(len(self.messages)) if place not in self._settled]
+
+    def acknowledge(self, places: Sequence[int]) -> None:
+        self._settle(places, Acknowledged())
+
+    def refuse(self, places: Sequence[int], reason: str) -> None:
+        self._settle(places, Refused(reason))
+
+    def give_up(self, places: Sequence[int], reason: str, *, no_topic: bool = False) -> None:
+        self._settle(places, Unsent(reason, no_topic))
+
+    def is_hopeless(self, place: int) -> bool:
+        """Counts an error that says nothing; True: it was one too many."""
+        self._unclear[place] += 1
+        return self._unclear[place] >= UNCLEAR_TRIES
+
+    def _settle(self, places: Sequence[int], outcome: Outcome) -> None:
+        for place in places:
+            self._outcomes[place] = outcome
+        self._settled.update(places)
+
+
+async def _ask_for_metadata(producer: Any) -> bool:
+    """Whether a broker answers."""
+    return bool(await producer.client.force_metadata_update())
+
+
+async def _stop(producer: Any) -> None:
+    """Ends a producer in bounded time, without what it still holds: `stop()` alone would wait for that to be delivered,
+    for ever if the broker is away."""
+    producer._message_accumulator.fail_all(ProducerClosed())
+    try:
+        async with asyncio.timeout(CLOSE_SECS):
+            await producer.stop()
+    except TimeoutError:
+        # Cancelling stop() has ended the sender's tasks; the connections are left.
+        try:
+            async with asyncio.timeout(CLOSE_SECS):
+                await producer.client.close()
+        except (TimeoutError, KafkaError, OSError):
+            pass
+    except (KafkaError, OSError):
+        pass
+
+
+async def _crossing(coro: Any) -> Any:
+    """Into asyncio; a future that the library cancels under us is a connection that was lost."""
+    try:
+        return await run_aio(coro)
+    except StrayCancel as error:
+        raise BrokerAway("the connection to the broker was closed") from error
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
