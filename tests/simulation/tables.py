@@ -280,6 +280,15 @@ class Tables:
         self.release_all_but(worker_id, [])
         self.leases.pop(worker_id, None)
 
+    def remove_ended_before(self, age_secs: float, limit: int) -> int:
+        before = self._clock.now() - timedelta(seconds=age_secs)
+        # Nothing changes a saga that is over but being reopened, so its last change is its end.
+        over = [saga for saga in self.sagas.values() if saga.status.is_terminal and saga.updated_at < before]
+        published = sorted((saga.updated_at, saga.saga_id) for saga in over if not self.outbox[saga.saga_id])
+        for _, saga_id in published[:limit]:
+            self._delete(saga_id)
+        return len(published[:limit])
+
     def _free_all(self, saga_ids: list[str]) -> int:
         now = self._clock.now()
         for saga_id in saga_ids:

@@ -93,6 +93,15 @@ class Database:
             saga_id,
         )
 
+    def publish(self, store: Store, saga_id: str) -> None:
+        """What the relay leaves behind once a saga's announcements are acknowledged."""
+        if self.kind == "simulated":
+            assert isinstance(store, Door)
+            assert isinstance(store.database, Tables)
+            store.database.outbox[saga_id].clear()
+        else:
+            self.ask(store, "UPDATE saga.outbox SET published_at = created_at WHERE saga_id = $1", saga_id)
+
 
 def new_saga(**changes: Any) -> NewSaga:
     fields: dict[str, Any] = {

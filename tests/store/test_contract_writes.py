@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from saga.errors import Conflict, LeaseLost, RowRejected
-from saga.model import EventType, Saga, SagaStatus, StepAction, StepStatus
+from saga.model import EventType, Saga, SagaStatus, StepAction, StepStatus, UndoCorrection
 from saga.ports import Created, Recorded, Store
 from tests.store.samples import (
     WORKER,
@@ -159,6 +159,7 @@ async def test_a_move_is_stored_whole_and_read_back_equal(store: Store, clock: S
             outcome_unknown=True,
             undo_plan=(1, 0),
             undo_failed=(2,),
+            undo_corrections={1: UndoCorrection(request={"a": [1, None]}), 0: UndoCorrection(reason="手で返金")},
             logs=(log_entry(),),
             retry_in_secs=2.5,
             deadline_in_secs=60,
@@ -177,6 +178,7 @@ async def test_a_move_is_stored_whole_and_read_back_equal(store: Store, clock: S
         outcome_unknown=True,
         undo_plan=(1, 0),
         undo_failed=(2,),
+        undo_corrections={1: UndoCorrection(request={"a": [1, None]}), 0: UndoCorrection(reason="手で返金")},
         revision=1,
         next_attempt_at=stored.next_attempt_at,
         deadline_at=stored.deadline_at,
@@ -339,6 +341,18 @@ async def test_a_release_by_others_does_not_pass_for_a_move_that_landed(store: S
     assert await store.release(saga, interrupted=True)
     with pytest.raises(LeaseLost):
         await store.record(move(saga, attempt=2, release=True))
+
+
+@pytest.mark.parametrize("status", [SagaStatus.COMPENSATING, SagaStatus.FAILED])
+async def test_of_two_who_reopen_a_final_saga_alike_one_wins(store: Store, status: SagaStatus) -> None:
+    """Nobody runs it, so equal moves are of two operators and not one move sent twice."""
+    saga = await running(store)
+    over = (await store.record(move(saga, status=SagaStatus.FAILED, undo_failed=(0,), release=True))).saga
+    again = move(over, status=status, undo_plan=(0,), undo_failed=(), attempt=1, release=True)
+    first = await store.record(again)
+    with pytest.raises(LeaseLost):
+        await store.record(again)
+    assert await store.get(saga.saga_id) == first.saga
 
 
 async def test_a_final_saga_nobody_owns_can_be_reopened_by_a_move_that_names_its_revision(store: Store) -> None:
