@@ -126,8 +126,8 @@ class SslMode(enum.StrEnum):
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """PostgreSQL. Three of `max_open_conns` write, the others read. `max_idle_conns` of the readers are opened at the
-    start; a reader that has been idle for `conn_max_lifetime` seconds is closed, 0: never."""
+    """PostgreSQL. Three of `max_open_conns` write, one listens, the others read. `max_idle_conns` of the readers are
+    opened at the start; a reader that has been idle for `conn_max_lifetime` seconds is closed, 0: never."""
 
     name: str
     user: str
@@ -516,7 +516,7 @@ def _server(fields: MapReader) -> ServerConfig:
 
 def _database(fields: MapReader) -> DatabaseConfig:
     name, user = fields.string("name", max_chars=63), fields.string("user", max_chars=63)
-    max_open_conns = fields.integer("max_open_conns", 10, low=4, high=10_000)
+    max_open_conns = fields.integer("max_open_conns", 10, low=5, high=10_000)
     max_idle_conns = fields.integer("max_idle_conns", min(5, max_open_conns), low=0, high=10_000)
     if max_idle_conns > max_open_conns:
         wanted = f"expected at most max_open_conns ({max_open_conns})"

@@ -113,7 +113,8 @@ RETURNING id, workflow_name, workflow_version, current_step, status, payload, co
 -- for: taking the oldest open sagas nobody owns and that are due, with the responses their next steps may need.
 -- One writer at a time here, so no row can be locked by another, and one process, so no answer can be lost: the two
 -- claim ids go unused. RETURNING has no order: the store sorts. Those that wait for nothing and those whose instant has
--- come are found apart, each by an index of its own, so that what is still parked is not looked at.
+-- come are found apart, each by an index of its own, so that what is still parked is not looked at. INDEXED BY: left to
+-- itself the planner takes the index on status, and with it every open saga.
 UPDATE saga_states SET owner = :worker_id, epoch = epoch + 1, claim_id = :claim_id, updated_at = clock_timestamp()
 WHERE :lost_claim_ids IS NULL AND id IN (
     SELECT id
@@ -121,7 +122,7 @@ WHERE :lost_claim_ids IS NULL AND id IN (
         SELECT id, created_at
         FROM (
             SELECT id, created_at
-            FROM saga_states
+            FROM saga_states INDEXED BY idx_saga_states_claimable
             WHERE owner IS NULL AND status IN ('STARTED', 'RUNNING', 'COMPENSATING') AND next_attempt_at IS NULL
             ORDER BY created_at, id
             LIMIT :limit
@@ -130,7 +131,7 @@ WHERE :lost_claim_ids IS NULL AND id IN (
         SELECT id, created_at
         FROM (
             SELECT id, created_at
-            FROM saga_states
+            FROM saga_states INDEXED BY idx_saga_states_parked
             WHERE owner IS NULL
               AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
               AND next_attempt_at <= (SELECT coalesce(:now, clock_timestamp()))
