@@ -26,6 +26,9 @@ class Meter:
     def saga_crashed(self) -> None:
         """A saga met an error of our own and was put aside for a while."""
 
+    def sagas_removed(self, count: int) -> None:
+        """That many sagas were removed because they had ended long ago."""
+
     def http_request_served(self, method: str, route: str, status: int, seconds: float) -> None:
         """An HTTP request was answered; `route` is the pattern (`/api/v1/sagas/{saga_id}`), never the path."""
 

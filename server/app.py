@@ -26,6 +26,7 @@ from saga.catalog import Catalog
 from saga.drain import Drain
 from saga.errors import Unavailable, WorkflowInvalid
 from saga.meter import Meter
+from saga.retention import Retention
 from saga.runner import STORE_PAUSE_SECS, Engine
 from saga.service import SagaService
 from saga.supervisor import Limits, Supervisor
@@ -191,6 +192,8 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
     try:
         async with trio.open_nursery() as workers:
             await workers.start(supervisor.run)
+            if config.saga.retention_days > 0:
+                workers.start_soon(Retention(store, meter, config.saga.retention_days).run)
             await load_workflows(service, config.saga.workflow_dir)
             async with trio.open_nursery() as doors:
                 with _named("server.port", host, config.server.port):

@@ -186,7 +186,8 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine. `data_dir` holds the embedded store's file; `:memory:`: nothing is kept."""
+    """The engine. `data_dir` holds the embedded store's file; `:memory:`: nothing is kept. `retention_days` 0: what has
+    ended is kept for ever."""
 
     max_concurrent: int = 100
     workflow_dir: Path = Path("workflows")
@@ -195,6 +196,7 @@ class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
     park_after_secs: float = 30.0
     max_payload_bytes: int = 1048576
     shutdown_grace_secs: float = 30.0
+    retention_days: float = 30.0
 
     @property
     def in_memory(self) -> bool:
@@ -695,6 +697,8 @@ def _saga(fields: MapReader) -> SagaConfig:
         park_after_secs=fields.number("park_after_secs", default.park_after_secs, low=0, high=DAY_SECS),
         max_payload_bytes=fields.integer("max_payload_bytes", default.max_payload_bytes, low=2, high=64 * 1024 * 1024),
         shutdown_grace_secs=fields.number("shutdown_grace_secs", default.shutdown_grace_secs, low=0, high=3600),
+        # A hundred years: the store takes them off an instant that must stay a date.
+        retention_days=fields.number("retention_days", default.retention_days, low=0, high=36_500),
     )
 
 

@@ -56,6 +56,7 @@ class PrometheusMeter(Meter):
         )
         self._leases_lost = self._counter("saga_leases_lost", "Writes refused because another worker owns the saga")
         self._crashes = self._counter("saga_crashes", "Sagas put aside after an error of the orchestrator itself")
+        self._removed = self._counter("saga_removed", "Sagas removed because they had ended long ago (retention_days)")
         self._http = self._counter("saga_http_requests", "HTTP requests answered", "method", "route", "status")
         self._http_duration = self._histogram(
             "saga_http_request_duration_seconds", "HTTP requests", CALL_SECONDS, "method", "route"
@@ -104,6 +105,9 @@ class PrometheusMeter(Meter):
 
     def saga_crashed(self) -> None:
         self._crashes.inc()
+
+    def sagas_removed(self, count: int) -> None:
+        self._removed.inc(count)
 
     def http_request_served(self, method: str, route: str, status: int, seconds: float) -> None:
         known = method if method in HTTP_METHODS else "other"

@@ -75,6 +75,7 @@ def test_what_is_left_out_has_its_default(text: str) -> None:
         park_after_secs=30,
         max_payload_bytes=1048576,
         shutdown_grace_secs=30,
+        retention_days=30,
     )
     assert config.observability == ObservabilityConfig()
     assert (config.database, config.kafka, config.auth, config.services) == (None, None, None, {})
@@ -140,6 +141,9 @@ def with_key(path: str, value: str) -> str:
         ("saga.park_after_secs", "0", 0.0),
         ("saga.max_payload_bytes", "67108864", 67108864),
         ("saga.shutdown_grace_secs", "0", 0.0),
+        ("saga.retention_days", "0", 0.0),
+        ("saga.retention_days", "0.5", 0.5),
+        ("saga.retention_days", "36500", 36500.0),
         ("auth.jwks_url", "http://a/b?c=d", "http://a/b?c=d"),
         ("auth.issuer", "https://issuer", "https://issuer"),
         ("auth.audience", "orders", "orders"),
@@ -202,6 +206,9 @@ LISTEN = "int from 0 to 65535"
         ("saga.park_after_secs", ".inf", "expected number from 0 to 86400, got .inf, which is not finite"),
         ("saga.max_payload_bytes", "1", "expected int from 2 to 67108864, got 1"),
         ("saga.shutdown_grace_secs", "x", "expected number from 0 to 3600, got the string 'x'"),
+        ("saga.retention_days", "-1", "expected number from 0 to 36500, got -1"),
+        ("saga.retention_days", "36501", "expected number from 0 to 36500, got 36501"),
+        ("saga.retention_days", ".inf", "expected number from 0 to 36500, got .inf, which is not finite"),
         ("auth.jwks_url", "ftp://a", "expected an http(s) URL, got a value that is not shown"),
         ("auth.issuer", "''", "expected string of 1 to 2048 characters, got 0"),
         ("auth.audience", "null", "expected string of 1 to 2048 characters, got null"),

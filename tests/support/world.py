@@ -250,6 +250,9 @@ class CountingMeter(Meter):
     def saga_crashed(self) -> None:
         self.counts["crashed"] += 1
 
+    def sagas_removed(self, count: int) -> None:
+        self.counts["removed"] += count
+
 
 # --- workers ---------------------------------------------------------------------------------------------------------
 
