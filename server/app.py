@@ -12,11 +12,12 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import trio
 
 from bridge import open_loop
@@ -55,18 +56,30 @@ the child again), not a person who has lost patience."""
 AnyStore = PostgresStore | SqliteStore
 
 
-def serve(config: Config, *, insecure: bool = False) -> int:
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """The place of this process among several workers on the same ports. `ready` is called when it serves."""
+
+    number: int
+    ready: Callable[[], None]
+
+
+def serve(config: Config, *, insecure: bool = False, seat: Seat | None = None) -> int:
     """Runs the server until it is told to stop; the value is the exit status. `CannotStart`, `ConfigInvalid`."""
+    check(config, insecure=insecure)
+    # open_loop() wraps whatever leaves it in groups, so what a person can mend is carried out as a value.
+    outcome = trio.run(_serve, config, seat)
+    if isinstance(outcome, CannotStart):
+        raise outcome
+    return outcome
+
+
+def check(config: Config, *, insecure: bool) -> None:
+    """Refuses (`ConfigInvalid`) what this release cannot do, and access by anybody unless `insecure`."""
     _refuse_what_is_not_there(config)
     if not insecure:
         config.refuse_open_access()
     elif config.auth is None and not config.server.is_loopback:
         log.warning("no_access_control host=%s: anyone who can reach it can start and cancel sagas", config.server.host)
-    # open_loop() wraps whatever leaves it in groups, so what a person can mend is carried out as a value.
-    outcome = trio.run(_serve, config)
-    if isinstance(outcome, CannotStart):
-        raise outcome
-    return outcome
 
 
 def _refuse_what_is_not_there(config: Config) -> None:
@@ -83,11 +96,11 @@ def _refuse_what_is_not_there(config: Config) -> None:
         raise ConfigInvalid(tuple(missing))
 
 
-async def _serve(config: Config) -> int | CannotStart:
+async def _serve(config: Config, seat: Seat | None) -> int | CannotStart:
     # What a person can mend leaves as a value: open_loop() and the nurseries wrap errors in groups of groups.
     async with open_loop():
         try:
-            return await _run(config)
+            return await _run(config, seat)
         except (CannotStart, BaseExceptionGroup) as error:
             found = _only(error)
             if isinstance(found, CannotStart):
@@ -102,7 +115,7 @@ def _only(error: BaseException) -> BaseException:
     return error
 
 
-async def _run(config: Config) -> int:
+async def _run(config: Config, seat: Seat | None) -> int:
     drain = Drain()
     cut_off = True
     async with trio.open_nursery() as nursery:
@@ -110,7 +123,7 @@ async def _run(config: Config) -> int:
         async with AsyncExitStack() as stack:
             store = await _opened_store(stack, config, drain)
             if store is not None:
-                await _serve_on(store, config, drain)
+                await _serve_on(store, config, drain, seat)
         cut_off = False
         nursery.cancel_scope.cancel()
     if cut_off:
@@ -153,7 +166,7 @@ async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> 
         raise CannotStart(str(error)) from error
 
 
-async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
+async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | None) -> None:
     """The server, from the first claim of a saga to the last answer of a drain."""
     clock, meter, watchers, catalog = SystemClock(), PrometheusMeter(), Watchers(), Catalog(store)
     caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
@@ -188,7 +201,18 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
     _read_counts(meter, supervisor, store)
     app = create_app(service, drain=drain, meter=meter, version=product_version())
     host, grace_secs = config.server.host, config.saga.shutdown_grace_secs
-    rest = partial(serve_rest, app, host, config.server.port, shutdown_trigger=drain.wait, grace_secs=grace_secs)
+    sagas_left = trio.Event()
+    ends_at = float("inf")
+    rest = partial(
+        serve_rest,
+        app,
+        host,
+        config.server.port,
+        # Whoever asks during a drain is told so, by /readyz above all; the door closes when the sagas have ended.
+        shutdown_trigger=sagas_left.wait,
+        grace_secs=lambda: max(CLOSE_SECS, ends_at - trio.current_time()),
+        reuse_port=seat is not None,
+    )
     try:
         async with trio.open_nursery() as workers:
             await workers.start(supervisor.run)
@@ -199,11 +223,15 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
                 with _named("server.port", host, config.server.port):
                     rest_port = await doors.start(rest)
                 with _named("server.grpc_port", host, config.server.grpc_port):
-                    grpc = await doors.start(_serve_grpc, service, config, drain, meter)
+                    grpc = await doors.start(_serve_grpc, service, config, drain, meter, seat is not None)
                 log.info("ready rest=http://%s:%d grpc=%s:%d", host, rest_port, host, grpc)
+                if seat is not None:
+                    seat.ready()
                 await drain.wait()
                 log.info("draining sagas=%d", supervisor.active)
-                doors.start_soon(supervisor.drain)
+                ends_at = trio.current_time() + grace_secs
+                await supervisor.drain()
+                sagas_left.set()
             # The doors have answered what was under way, the sagas are ended or freed.
             workers.cancel_scope.cancel()
     finally:
@@ -212,9 +240,15 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
 
 
 async def _serve_grpc(
-    service: SagaService, config: Config, drain: Drain, meter: Meter, task_status: trio.TaskStatus[int]
+    service: SagaService,
+    config: Config,
+    drain: Drain,
+    meter: Meter,
+    reuse_port: bool,
+    task_status: trio.TaskStatus[int],
 ) -> None:
-    async with serve_grpc(service, config.server.host, config.server.grpc_port, drain=drain, meter=meter) as front:
+    host, port = config.server.host, config.server.grpc_port
+    async with serve_grpc(service, host, port, drain=drain, meter=meter, reuse_port=reuse_port) as front:
         task_status.started(front.port)
         await drain.wait()
         await front.drain(config.saga.shutdown_grace_secs)

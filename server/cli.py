@@ -19,6 +19,9 @@ from server.version import product_version
 if TYPE_CHECKING:
     from store.migrations import MigrationStatus
 
+MAX_WORKERS = 256
+"""A bound against a slip of the keyboard; each worker has connections of its own to the database."""
+
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -43,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(serve)
     serve.add_argument(
         "--insecure", action="store_true", help="without an `auth` section, listen on other than loopback addresses too"
+    )
+    serve.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="N processes on the same ports (needs PostgreSQL)"
     )
     serve.set_defaults(command=_serve)
 
@@ -75,6 +81,13 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _count(text: str) -> int:
+    """argparse's type of a number of processes."""
+    if not 1 <= (count := int(text)) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MAX_WORKERS}, got {text}")
+    return count
+
+
 def _fail(message: str) -> int:
     print(f"saga: {message}", file=sys.stderr)
     return 1
@@ -84,10 +97,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     from server import app, logs
     from server.config import ConfigInvalid, load_config
     from server.errors import CannotStart
+    from server.workers import serve_workers
 
     try:
         config = load_config(arguments.config, os.environ)
         logs.configure(config.observability.log_level)
+        if arguments.workers > 1:
+            return serve_workers(config, arguments.workers, insecure=arguments.insecure)
         return app.serve(config, insecure=arguments.insecure)
     except (ConfigInvalid, CannotStart) as error:
         return _fail(str(error))

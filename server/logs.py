@@ -9,10 +9,12 @@ import time
 FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s %(message)s"
 
 
-def configure(level: str) -> None:
-    """Sets the process's log level and form. Libraries speak from WARNING up: their chatter would drown ours."""
+def configure(level: str, *, worker: int | None = None) -> None:
+    """Sets the process's log level and form; `worker`: its number among several, which each line then names. Libraries
+    speak from WARNING up: their chatter would drown ours."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter(FORMAT, datefmt="%Y-%m-%dT%H:%M:%S")
+    form = FORMAT if worker is None else FORMAT.replace("%(name)s", f"worker-{worker} %(name)s")
+    formatter = logging.Formatter(form, datefmt="%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

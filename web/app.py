@@ -65,7 +65,7 @@ def create_app(
     add_pages(app, service)
     app.register_error_handler(Exception, _on_error)
     inner = cast(Any, app.asgi_app)
-    app.asgi_app = shield_last(Door(inner, api, meter, service.max_payload_bytes))  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
+    app.asgi_app = shield_last(Door(inner, api, meter, drain, service.max_payload_bytes))  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
     return app
 
 

@@ -11,6 +11,7 @@ import logging
 import time
 from typing import Any
 
+from saga.drain import Drain
 from saga.errors import Invalid
 from saga.meter import Meter
 from saga.request_id import request_id
@@ -43,9 +44,10 @@ ROUTE = "saga.route"
 class Door:
     """An ASGI application around another."""
 
-    def __init__(self, inner: Asgi, api: Api, meter: Meter, max_payload_bytes: int) -> None:
+    def __init__(self, inner: Asgi, api: Api, meter: Meter, drain: Drain, max_payload_bytes: int) -> None:
         self._inner = inner
         self._meter = meter
+        self._drain = drain
         self._max_body_bytes = max(max_payload_bytes, WORKFLOW_BODY_BYTES) + BODY_SLACK_BYTES
         by_name = {operation.name: operation for operation in api.operations}
         self._start, self._get = by_name["startSaga"], by_name["getSaga"]
@@ -73,6 +75,9 @@ class Door:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", known_as.encode())]
+                if self._drain.begun and scope["http_version"] != "2":
+                    # A client that polls would otherwise ask this worker again and again to its end.
+                    message["headers"].append((b"connection", b"close"))
             elif not message.get("more_body", False):
                 note()  # before it is sent: whoever has the answer finds the line, and the count, there
             await send(message)

@@ -26,11 +26,12 @@ async def serve_rest(
     port: int,
     *,
     shutdown_trigger: Callable[[], Awaitable[None]],
-    grace_secs: float = 30.0,
+    grace_secs: float | Callable[[], float] = 30.0,
     reuse_port: bool = False,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves until `shutdown_trigger` returns and running requests have ended, or had `grace_secs`.
+    """Serves until `shutdown_trigger` returns and running requests have ended, or had `grace_secs` (asked for then, if
+    it is a function).
 
     Started with the port it listens on (`port` 0: a free one). `OSError`: it cannot listen there. `reuse_port`: other
     processes may listen on the same one.
@@ -43,7 +44,11 @@ async def serve_rest(
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
     config.backlog = BACKLOG
-    config.graceful_timeout = grace_secs
+
+    async def shutdown() -> None:
+        await shutdown_trigger()
+        config.graceful_timeout = grace_secs() if callable(grace_secs) else grace_secs  # read after this returns
+
     config.keep_alive_timeout = KEEP_ALIVE_SECS
     config.keep_alive_max_requests = 1_000_000
     config.include_server_header = False
@@ -51,7 +56,7 @@ async def serve_rest(
     config.errorlog = logging.getLogger("saga.web.hypercorn")
     config.errorlog.setLevel(logging.WARNING)  # its start-up line names a file descriptor, not an address
     async with trio.open_nursery() as nursery:
-        await nursery.start(_serve, cast(Framework, app), config, shutdown_trigger)
+        await nursery.start(_serve, cast(Framework, app), config, shutdown)
         task_status.started(bound)
 
 

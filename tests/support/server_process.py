@@ -27,15 +27,24 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """A server with a configuration file of its own in `folder`. `log` is all it has written."""
+    """A server with a configuration file of its own in `folder`. `log` is all it has written. `program`: what Python is
+    to run, if it is not the command line as it is."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *arguments: str, env: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "server.cli"),
+    ):
         self.folder = folder
         self.port, self.grpc_port = free_port(), free_port()
         self.config = folder / "config.yaml"
         # JSON is YAML.
         self.config.write_text(json.dumps({"server": {"port": self.port, "grpc_port": self.grpc_port}, **config}))
         self._arguments = arguments
+        self._program = program
         self._env = {**os.environ, **(env or {})}
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,7 +62,7 @@ class ServerProcess:
         """Starts the process without waiting for anything."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server.cli", "serve", "--config", str(self.config), *self._arguments],
+                [sys.executable, *self._program, "serve", "--config", str(self.config), *self._arguments],
                 cwd=self.folder,
                 env={**self._env, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"},
                 stdout=log,
@@ -132,10 +141,14 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    folder: Path, config: Mapping[str, Any], *arguments: str, env: Mapping[str, str] | None = None
+    folder: Path,
+    config: Mapping[str, Any],
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    program: tuple[str, ...] = ("-m", "server.cli"),
 ) -> Iterator[ServerProcess]:
     """A server that is not started yet; it does not outlive the block."""
-    server = ServerProcess(folder, config, *arguments, env=env)
+    server = ServerProcess(folder, config, *arguments, env=env, program=program)
     try:
         yield server
     finally:
