@@ -9,7 +9,8 @@ WHERE id IN (
     SELECT s.id
     FROM saga_states AS s
     WHERE s.ended_at < after_secs(coalesce(:now, clock_timestamp()), -:age_secs)
-      AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.saga_id = s.id AND o.published_at IS NULL)
+      -- The plus keeps the index of what is unpublished out of it: all that waits for the broker is in there.
+      AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.saga_id = s.id AND +o.published_at IS NULL)
     ORDER BY s.ended_at
     LIMIT :limit
 )

@@ -311,9 +311,11 @@ class Worker:
 
 
 @asynccontextmanager
-async def memory_store(world: World, *definitions: WorkflowDefinition) -> AsyncIterator[InterposedStore]:
+async def memory_store(
+    world: World, *definitions: WorkflowDefinition, events: bool = True
+) -> AsyncIterator[InterposedStore]:
     """The real store in memory on the world's clock, with these workflows in it."""
-    async with open_sqlite(":memory:", events=True, clock=world.clock) as store:
+    async with open_sqlite(":memory:", events=events, clock=world.clock) as store:
         interposed = InterposedStore(store)
         for definition in definitions:
             await interposed.port.register_workflow(definition, "")
