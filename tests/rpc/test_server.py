@@ -218,6 +218,59 @@ async def test_failed_compensations_can_be_found_and_run_again(door: Door) -> No
     assert (error.status, reason(error)) == (Status.FAILED_PRECONDITION, "SYS_SAGA_CONFLICT")
 
 
+async def failed_undo(door: Door) -> str:
+    """A saga whose only undo, that of `reserve`, has failed; the next one works."""
+    door.house.answers.update({"Payment.Charge": [REFUSED], "Inventory.Release": [REFUSED]})
+    saga_id = await door.start()
+    assert (await door.ended(saga_id)).saga.compensation_failed
+    del door.house.answers["Inventory.Release"]
+    door.house.calls.clear()
+    return saga_id
+
+
+async def test_a_failed_undo_is_run_again_with_a_corrected_request(door: Door) -> None:
+    saga_id = await failed_undo(door)
+    correction = pb.CompensationCorrection(input=b'{"receipt_id": "r-7"}', reason="typo")
+    request = pb.RetryCompensationRequest(saga_id=saga_id, steps={"reserve": correction})
+    assert (await door.ask(door.stub.RetryCompensation, request)).status == "COMPENSATING"
+    log = (await door.ended(saga_id)).step_logs[-1]
+    assert (log.step_name, log.status, log.attempts) == ("reserve", "SUCCESS", 1)
+    assert (log.request_payload, log.error_message) == (b'{"receipt_id":"r-7"}', "request corrected: typo")
+    assert [call.request for call in door.house.calls] == [{"receipt_id": "r-7"}]
+
+
+async def test_a_failed_undo_that_was_done_by_hand_is_logged_with_its_reason(door: Door) -> None:
+    saga_id = await failed_undo(door)
+    steps = {"reserve": pb.CompensationCorrection(mark_done=True, reason="freed by hand")}
+    answer = await door.ask(door.stub.RetryCompensation, pb.RetryCompensationRequest(saga_id=saga_id, steps=steps))
+    assert answer.status == "FAILED"
+    detail = await door.ended(saga_id)
+    assert not detail.saga.compensation_failed
+    log = detail.step_logs[-1]
+    assert (log.action, log.status, log.attempts) == ("COMPENSATE", "SUCCESS", 0)
+    assert (log.request_payload, log.error_message) == (b"", "done by hand: freed by hand")
+    assert door.house.calls == []
+
+
+async def test_every_fault_of_a_correction_is_told_by_its_path(door: Door) -> None:
+    saga_id = await failed_undo(door)
+    steps = {
+        "reserve": pb.CompensationCorrection(input=b"[]", mark_done=True),
+        "charge": pb.CompensationCorrection(input=b""),
+        "nope": pb.CompensationCorrection(),
+    }
+    error = await door.refused(door.stub.RetryCompensation, pb.RetryCompensationRequest(saga_id=saga_id, steps=steps))
+    assert (error.status, reason(error)) == (Status.INVALID_ARGUMENT, "SYS_SAGA_VALIDATION_ERROR")
+    assert set(fields(error)) == {
+        *("steps.reserve", "steps.reserve.input", "steps.reserve.reason"),
+        *("steps.charge", "steps.nope"),
+    }
+    for broken in (b"{", b"\xff", b"[" * 100_000):
+        broken_steps = {"reserve": pb.CompensationCorrection(input=broken)}
+        request = pb.RetryCompensationRequest(saga_id=saga_id, steps=broken_steps)
+        assert fields(await door.refused(door.stub.RetryCompensation, request)) == ["steps.reserve.input"]
+
+
 async def test_a_list_without_pagination_is_page_1_of_20_newest_first(door: Door) -> None:
     ids = [await door.start() for _ in range(21)]
     page = await door.ask(door.stub.ListSagas, pb.ListSagasRequest())

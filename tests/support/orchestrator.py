@@ -76,6 +76,7 @@ class House:
             clock,
             services={"inventory", "payment"},
             max_payload_bytes=max_payload_bytes,
+            meter=meter,
         )
 
     async def call(self, call: StepCall) -> Answer:
