@@ -307,7 +307,7 @@ class Store(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Returns if the database answers; raises `Unavailable`."""
+        """Returns if the database answers and, as far as the last writes tell, takes writes; raises `Unavailable`."""
         ...
 
     async def count_open(self) -> dict[SagaStatus, int]:

@@ -45,10 +45,11 @@ from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
 from store import postgres_migrations, rows
 from store.group_commit import Lane
-from store.postgres_errors import NothingSent, TryAgain, translated
+from store.postgres_errors import NothingSent, TryAgain, takes_no_writes, translated
 from store.postgres_outbox import PostgresOutbox
 from store.queries import Dialect, Query, load
 from store.rows import CreateRow, MoveRow
+from store.write_health import WriteHealth
 
 T = TypeVar("T")
 
@@ -111,10 +112,15 @@ class _Link:
         self._session = session
         self._connection: Connection | None = None
         self._turn = asyncio.Lock()
+        self.health = WriteHealth(takes_no_writes)
 
     async def exchange(self, say: Callable[[Connection], Awaitable[T]]) -> T:
         """What `say` got from the server, in time. Errors come translated; after `Unavailable` the connection is given
         up, since nobody knows what state it is in. A transaction that had to give way is tried again."""
+        with self.health.watched():
+            return await self._exchange(say)
+
+    async def _exchange(self, say: Callable[[Connection], Awaitable[T]]) -> T:
         async with self._turn:
             for tried in range(GIVEN_WAY):
                 try:
@@ -641,6 +647,9 @@ class PostgresStore:
         raise Unavailable("the listening connection was lost")
 
     async def ping(self) -> None:
+        for link in self._writing_links:
+            link.health.check()
+
         async def say(connection: Connection) -> None:
             await _fetch(connection, _Q["ping"])
 

@@ -58,6 +58,14 @@ def translation_of(error: BaseException) -> type[SagaError] | None:
     return None
 
 
+def takes_no_writes(error: Unavailable) -> bool:
+    """The server was there and would not write: no room, no memory, a failing disk, or read-only after a failover. (A
+    connection that was lost proves nothing about the next.)"""
+    cause = error.__cause__
+    state = (cause.sqlstate or "") if isinstance(cause, asyncpg.PostgresError) else ""
+    return state[:2] in {"53", "58"} or state == "25006"
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Raises the port's error for the database's, with the cause kept."""

@@ -34,6 +34,7 @@ from store.instants import SystemClock, after_secs, from_text, seconds_between, 
 from store.outbox import Backlog, Bell, Settled
 from store.queries import Dialect, Query, load
 from store.rows import CreateRow, MoveRow
+from store.write_health import WriteHealth
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -440,6 +441,8 @@ class SqliteStore:
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
         self.outbox = SqliteOutbox(self)
+        # Apart, because a full disk may leave room for what is changed in place (a lease) and none for what is added.
+        self._lane_health, self._write_health = WriteHealth(), WriteHealth()
         self._lane: Lane[_BATCH_ROW, _BATCH_RESULT] | None = None
         if not self._inline:
             self._lane = Lane(self._write_batch, key_of=_saga_id_of)
@@ -449,7 +452,8 @@ class SqliteStore:
         return () if self._lane is None else (self._lane,)
 
     async def _write_batch(self, batch: Sequence[_BATCH_ROW]) -> Sequence[_BATCH_RESULT | Exception]:
-        results = await trio.to_thread.run_sync(self._writer.write_batch, batch, limiter=self._writing)
+        with self._lane_health.watched():
+            results = await trio.to_thread.run_sync(self._writer.write_batch, batch, limiter=self._writing)
         self._ring_for(batch)
         return results
 
@@ -468,7 +472,7 @@ class SqliteStore:
 
     async def _write(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Runs a write to its end; a cancel comes before it or after it, never between."""
-        with translated_sqlite():
+        with self._write_health.watched(), translated_sqlite():
             if not self._inline:
                 return await trio.to_thread.run_sync(fn, *args, limiter=self._writing)
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -547,6 +551,8 @@ class SqliteStore:
         await trio.sleep_forever()
 
     async def ping(self) -> None:
+        self._lane_health.check()
+        self._write_health.check()
         await self._read(self._reader.ping)
 
     async def count_open(self) -> dict[SagaStatus, int]:

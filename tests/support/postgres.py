@@ -55,11 +55,33 @@ def in_plain_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 class PostgresServer:
-    """A running server. `dsn(database)` is how to reach it."""
+    """A server. `dsn(database)` is how to reach it. It runs unless it was stopped."""
 
-    def __init__(self, port: int, version: str) -> None:
-        self.port = port
+    def __init__(self, launch: Callable[[int | None], tuple[subprocess.Popen[bytes], int]], version: str) -> None:
+        """`launch(port)` starts it there, or, without a port, on one that is free."""
+        self._launch = launch
+        self._process, self.port = launch(None)
         self.version = version
+
+    def start(self) -> None:
+        """Starts it again where it was, with the data it had."""
+        self._process, _ = self._launch(self.port)
+
+    def stop(self) -> None:
+        """Shuts it down ("fast"): connections are ended, then the server."""
+        self._end(signal.SIGINT)
+
+    def crash(self) -> None:
+        """Ends it in the middle of everything ("immediate"); the next start recovers from the log."""
+        self._end(signal.SIGQUIT)
+
+    def _end(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def dsn(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
@@ -141,16 +163,15 @@ def running_server(*, durable: bool = False) -> Iterator[PostgresServer]:
         binaries, version = _find_binaries(folder, run)
         data = folder / "data"
         run(binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        process, port = _start(binaries, data, folder, environment, identity, durable)
+
+        def launch(port: int | None) -> tuple[subprocess.Popen[bytes], int]:
+            return _start(binaries, data, folder, environment, identity, durable, port)
+
+        server = PostgresServer(launch, version)
         try:
-            yield PostgresServer(port, version)
+            yield server
         finally:
-            process.send_signal(signal.SIGINT)  # "fast": ends connections, then itself
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -193,14 +214,22 @@ def _find_binaries(folder: Path, run: Callable[..., str]) -> tuple[Path, str]:
 
 
 def _start(
-    binaries: Path, data: Path, folder: Path, environment: dict[str, str], identity: dict[str, Any], durable: bool
+    binaries: Path,
+    data: Path,
+    folder: Path,
+    environment: dict[str, str],
+    identity: dict[str, Any],
+    durable: bool,
+    wanted_port: int | None,
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Another process may take the free port between our look and the server's start: then look again."""
     log_path = folder / "server.log"
     for _ in range(5):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = wanted_port
+        if port is None:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
         options = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
@@ -240,9 +269,11 @@ def _ready(process: subprocess.Popen[bytes], pid_file: Path) -> bool:
         if process.poll() is not None:
             return False
         try:
-            if pid_file.read_text().splitlines()[7].strip() == "ready":
+            lines = pid_file.read_text().splitlines()
+            # A server that crashed may have left its file.
+            if int(lines[0]) == process.pid and lines[7].strip() == "ready":
                 return True
-        except (OSError, IndexError):
+        except (OSError, IndexError, ValueError):
             pass
         time.sleep(0.01)  # a foreign process: nothing to wait on but its word
     raise RuntimeError("PostgreSQL did not become ready")
