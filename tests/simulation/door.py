@@ -163,17 +163,19 @@ class Door:
         began = trio.current_time()
         result: outcome.Outcome[Any] = outcome.Error(Unavailable("the database cannot be reached"))
         told = trouble.lands_after is None or (trouble.lost and trouble.answered_after < trouble.lands_after)
-        if told:
-            await trio.sleep(trouble.answered_after)
-            pending.answer(result)
-        if trouble.lands_after is not None:
-            await trio.sleep_until(began + trouble.lands_after)
-            if not self.dead or (self._weather is not None and self._weather.lands_although_dead()):
-                landed = outcome.capture(say)
-                if not trouble.lost:
-                    result = landed
-        if not told:
-            await trio.sleep_until(began + trouble.answered_after)
+        try:
+            if told:
+                await trio.sleep(trouble.answered_after)
+                pending.answer(result)
+            if trouble.lands_after is not None:
+                await trio.sleep_until(began + trouble.lands_after)
+                if not self.dead or (self._weather is not None and self._weather.lands_although_dead()):
+                    landed = outcome.capture(say)
+                    if not trouble.lost:
+                        result = landed
+            if not told:
+                await trio.sleep_until(began + trouble.answered_after)
+        finally:
             pending.answer(result)
 
     def _create(self, row: CreateRow) -> Created:
