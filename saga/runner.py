@@ -56,6 +56,13 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     draw: Callable[[], float]
     park_after_secs: float
 
+    def seconds_left(self, until: datetime | None, secs: float, told_within_secs: float) -> float:
+        """Seconds from now to an instant that was `secs` away when the store spoke, which was at most
+        `told_within_secs` ago. This machine's clock says how much of that time has passed: however wrong it is, it cannot
+        add to it or take more away."""
+        left = secs if until is None else (until - self.clock.now()).total_seconds()
+        return min(secs, max(secs - told_within_secs, left))
+
 
 class SagaRun:
     """The run of one saga by the worker that owns it.
@@ -64,7 +71,10 @@ class SagaRun:
     a running attempt finish. Cancelling the scope `run` is in cuts everything off; whoever does that frees the saga.
     """
 
-    def __init__(self, engine: Engine, claimed: Claimed, workflow: Workflow) -> None:
+    def __init__(
+        self, engine: Engine, claimed: Claimed, workflow: Workflow, *, told_within_secs: float = 0.0
+    ) -> None:
+        """`told_within_secs`: how long ago, at most, the store said what `claimed` holds."""
         self._engine = engine
         self._definition = workflow.definition
         self.saga = claimed.saga
@@ -73,7 +83,10 @@ class SagaRun:
         self._responses = dict(claimed.responses)
         now = trio.current_time()
         self._due = now + claimed.due_in_secs
-        self._deadline = now + claimed.deadline_in_secs if claimed.deadline_in_secs is not None else float("inf")
+        self._deadline = float("inf")
+        if claimed.deadline_in_secs is not None:
+            deadline_at = claimed.saga.deadline_at
+            self._deadline = now + engine.seconds_left(deadline_at, claimed.deadline_in_secs, told_within_secs)
         self._cancel_requested = claimed.saga.cancel_requested
         self._stopping = False
         self._forward: trio.CancelScope | None = None
@@ -215,6 +228,7 @@ class SagaRun:
     async def _record(self, fact: Fact) -> bool:
         """Writes the move a fact makes; True: the saga has left this worker (parked)."""
         engine = self._engine
+        sent = trio.current_time()
         record, recorded = await self._write(fact)
         before, saga = self.saga, recorded.saga
         if not before.status.is_terminal and saga.status.is_terminal:
@@ -236,7 +250,8 @@ class SagaRun:
         now = trio.current_time()
         self._due = now + (record.retry_in_secs or 0.0)
         if record.deadline_in_secs is not None:
-            self._deadline = now + record.deadline_in_secs
+            # It runs since the write landed, which may be long before its answer came.
+            self._deadline = now + engine.seconds_left(saga.deadline_at, record.deadline_in_secs, now - sent)
         self.saga = saga
         engine.watchers.publish(record.path, saga)
         return record.release

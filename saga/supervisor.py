@@ -309,6 +309,7 @@ class Supervisor:
         self._reserved += room
         self._backlog = self._told_of_work = False
         asked = False
+        asked_at = trio.current_time()
         try:
             claimed = await self._engine.store.claim_due_sagas(self.worker_id, room)
             asked = True
@@ -322,7 +323,7 @@ class Supervisor:
                 except SagaError as error:
                     await self._put_aside(one.saga, error)
                 else:
-                    self._start(one, workflow)
+                    self._start(one, workflow, told_within_secs=trio.current_time() - asked_at)
         finally:
             if not asked:
                 self._backlog = True
@@ -344,8 +345,8 @@ class Supervisor:
 
     # --- one saga ----------------------------------------------------------------------------------------------------
 
-    def _start(self, claimed: Claimed, workflow: Workflow) -> None:
-        run = SagaRun(self._engine, claimed, workflow)
+    def _start(self, claimed: Claimed, workflow: Workflow, *, told_within_secs: float = 0.0) -> None:
+        run = SagaRun(self._engine, claimed, workflow, told_within_secs=told_within_secs)
         if not self._holds_lease:
             run.scope.cancel()  # lost while this saga was on its way to us
         if self.is_draining:

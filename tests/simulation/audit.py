@@ -312,9 +312,11 @@ class Audit:
                     rounds += 1
                 left -= 1
             made = trail.attempts.get((log.step_index, log.action, rounds))
-            # A worker that was freed before its first call leaves "attempt 1, unknown" behind.
+            # What a crash cut off cannot be told from what was never begun: the log may be one attempt short of it.
+            number = 0 if made is None else made.number
+            cut_off = log.status is not StepStatus.SUCCESS and made is not None and made.epoch < row.epoch
             never_called = made is None and log.attempts == 1 and log.status is not StepStatus.SUCCESS
-            if log.attempts != (0 if made is None else made.number) and not never_called:
+            if not (log.attempts == number or never_called or (cut_off and log.attempts == number - 1)):
                 self.breach("the log tells another number of attempts", saga_id, log.step_index, log.attempts)
             if log.status is StepStatus.SUCCESS and made is None:
                 self.breach("a success nobody was called for", saga_id, log.step_index)
