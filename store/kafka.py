@@ -315,4 +315,5 @@ async def _crossing(coro: Any) -> Any:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """What an error says; the library's begin with their name already, others may say nothing."""
+    return str(error) if isinstance(error, KafkaError) else f"{type(error).__name__} {error}".strip()

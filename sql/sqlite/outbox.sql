@@ -34,5 +34,7 @@ DELETE FROM outbox WHERE id = :id;
 
 -- name: outbox_backlog
 -- for: how many events wait (counted up to :limit), and since when the oldest. idx_outbox_unpublished.
-SELECT count(*) AS pending, max(0, seconds_between(min(created_at), coalesce(:now, clock_timestamp()))) AS oldest_secs
+SELECT count(*) AS pending,
+       max(0, seconds_between(coalesce(min(created_at), clock_timestamp()), coalesce(:now, clock_timestamp())))
+           AS oldest_secs
 FROM (SELECT created_at FROM outbox WHERE published_at IS NULL AND :relay_id IS NOT NULL ORDER BY id LIMIT :limit);

@@ -171,12 +171,17 @@ class Reader:
 
     def rest(self) -> list[Received]:
         """All messages, up to the ends of the partitions as they are now."""
-        while any(
-            self._consumer.position([one])[0].offset < self._consumer.get_watermark_offsets(one, timeout=READ_SECS)[1]
-            for one in self._consumer.assignment()
-        ):
+        give_up_at = time.monotonic() + READ_SECS
+        while not all(map(self._is_at_end, self._consumer.assignment())):
+            assert time.monotonic() < give_up_at, f"{len(self.received)} messages, and there are more"
             self._take(0.5)
         return self.received
+
+    def _is_at_end(self, partition: TopicPartition) -> bool:
+        end = self._consumer.get_watermark_offsets(partition, timeout=READ_SECS)[1]
+        # Of a partition that nothing was read from the library has no position.
+        at: int = self._consumer.position([partition])[0].offset
+        return max(at, 0) >= end
 
     def _take(self, secs: float) -> None:
         message = self._consumer.poll(secs)
