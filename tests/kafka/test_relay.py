@@ -148,19 +148,23 @@ async def test_events_of_each_saga_keep_their_order_while_many_move_at_once(
     broker: AnyBroker, postgres_dsn: str
 ) -> None:
     topic, sagas = broker.topic(), {}
-    async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
-        async with relay_of(store, broker, topic) as relay, trio.open_nursery() as nursery:
-            await nursery.start(relay.run)
+    async with (
+        open_loop(),
+        open_postgres(postgres_dsn, events=True) as store,
+        relay_of(store, broker, topic) as relay,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(relay.run)
 
-            async def one(moves: int) -> None:
-                sagas[await several_moves(store, moves)] = moves
+        async def one(moves: int) -> None:
+            sagas[await several_moves(store, moves)] = moves
 
-            async with trio.open_nursery() as writers:
-                for number in range(40):
-                    writers.start_soon(one, 3 + number % 7)
-            with reader(broker, topic) as read:
-                await trio.to_thread.run_sync(read.until, sum(sagas.values()) + len(sagas))
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as writers:
+            for number in range(40):
+                writers.start_soon(one, 3 + number % 7)
+        with reader(broker, topic) as read:
+            await trio.to_thread.run_sync(read.until, sum(sagas.values()) + len(sagas))
+            nursery.cancel_scope.cancel()
     with reader(broker, topic) as read:
         received = await trio.to_thread.run_sync(read.rest)
     check_order(received, sagas)

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 READ_SECS = 60.0
 """How long a test waits for what has to come."""
@@ -172,22 +173,22 @@ class Reader:
     def rest(self) -> list[Received]:
         """All messages, up to the ends of the partitions as they are now."""
         give_up_at = time.monotonic() + READ_SECS
-        while not all(map(self._is_at_end, self._consumer.assignment())):
+        left = []
+        for partition in self._consumer.assignment():
+            end = self._consumer.get_watermark_offsets(partition, timeout=READ_SECS)[1]
+            if end > 0:
+                left.append((partition, end))
+        while left:
             assert time.monotonic() < give_up_at, f"{len(self.received)} messages, and there are more"
-            self._take(0.5)
+            left = [(one, end) for one, end in left if self._consumer.position([one])[0].offset < end]
+            self._take(0.5 if left else 0)
         return self.received
-
-    def _is_at_end(self, partition: TopicPartition) -> bool:
-        end = self._consumer.get_watermark_offsets(partition, timeout=READ_SECS)[1]
-        # Of a partition that nothing was read from the library has no position.
-        at: int = self._consumer.position([partition])[0].offset
-        return max(at, 0) >= end
 
     def _take(self, secs: float) -> None:
         message = self._consumer.poll(secs)
         if message is None or message.error() is not None:
             return  # errors here are of a broker that is away; the library goes on by itself
-        headers = message.headers() or []
+        headers = cast("list[tuple[str, bytes]]", message.headers() or [])
         self.received.append(
             Received(
                 topic=message.topic() or "",
@@ -221,7 +222,7 @@ def first_of_each(received: list[Received]) -> list[Received]:
 
 
 def _librdkafka() -> Any:
-    """The library inside the confluent-kafka package. It exports the mock cluster; the package wraps only part of it."""
+    """The library inside the confluent-kafka package, which exports the mock cluster although the package does not."""
     spec = importlib.util.find_spec("confluent_kafka")
     assert spec is not None
     assert spec.origin is not None
