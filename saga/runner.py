@@ -177,6 +177,9 @@ class SagaRun:
     async def _attempt(self, command: Call, request: Json, strict: bool) -> Answer | None:
         """One call. One scope ends it, whichever comes first: its own timeout, the workflow's deadline, a cancel
         request. None: it was cut off by one of the latter two."""
+        # The write before this may have been seen through although the lease was lost meanwhile, and a caller sends
+        # before it waits: a run that is to stop would have called once more.
+        await trio.lowlevel.checkpoint_if_cancelled()
         executing = command.action is StepAction.EXECUTE
         saga, step = self.saga, self._definition.steps[command.step_index]
         began = trio.current_time()

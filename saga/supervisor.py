@@ -7,7 +7,7 @@ in memory; the others wait in the store and are claimed, oldest first, as places
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -115,8 +115,10 @@ class Supervisor:
 
     def saga_created(self, saga: Saga, workflow: Workflow, *, owned: bool) -> None:
         self._engine.meter.saga_started(saga.workflow_name)
-        if owned:
+        if owned and self._nursery is not None:
             self._start(Claimed(saga=saga), workflow)
+        elif owned:
+            log.info("saga_left_to_others saga_id=%s", saga.saga_id)  # stopped meanwhile: `drain` frees it, or its lease
         else:
             self.wake()
 
@@ -314,12 +316,14 @@ class Supervisor:
             claimed = await self._engine.store.claim_due_sagas(self.worker_id, room)
             asked = True
             self._backlog |= len(claimed) == room
-            for one in claimed:
-                run = self._runs.get(one.saga.saga_id)
-                if run is not None and run.saga.epoch == one.saga.epoch:
+            for number, one in enumerate(claimed):
+                if self._runs_already(one.saga):
                     continue  # the answer to an earlier claim came after all
                 try:
                     workflow = await self._catalog.version(one.saga.workflow_name, one.saga.workflow_version)
+                except Unavailable:
+                    await self._give_back([late.saga for late in claimed[number:] if not self._runs_already(late.saga)])
+                    raise
                 except SagaError as error:
                     await self._put_aside(one.saga, error)
                 else:
@@ -330,6 +334,19 @@ class Supervisor:
                 self._doubt()
             self._unreserve(room)
         return len(claimed)
+
+    def _runs_already(self, saga: Saga) -> bool:
+        run = self._runs.get(saga.saga_id)
+        return run is not None and run.saga.epoch == saga.epoch
+
+    async def _give_back(self, sagas: Sequence[Saga]) -> None:
+        """Claimed, but the store went away before they could be begun: nothing of theirs is in doubt."""
+        self._backlog = True
+        for saga in sagas:
+            try:
+                await self._engine.store.release(saga, interrupted=False)
+            except Unavailable:
+                self._doubt()
 
     def _unreserve(self, places: int) -> None:
         self._reserved -= places

@@ -65,6 +65,7 @@ class Weather(Protocol):
     def of_exchange(self, door: Door, name: str) -> Trouble | None: ...
     def after_exchange(self, door: Door, name: str) -> None: ...
     def lands_although_dead(self) -> bool: ...
+    def landed_late(self, door: Door, name: str) -> None: ...
 
 
 class Watcher(Protocol):
@@ -128,7 +129,7 @@ class Door:
         if self.dead:
             raise Unavailable("dead")
         if trouble is not None:
-            return await self._troubled(trouble, say, may_give_up)
+            return await self._troubled(name, trouble, say, may_give_up)
         result = say()
         if weather is not None:
             weather.after_exchange(self, name)
@@ -138,11 +139,11 @@ class Door:
             raise Unavailable("dead")
         return result
 
-    async def _troubled(self, trouble: Trouble, say: Callable[[], T], may_give_up: bool) -> T:
+    async def _troubled(self, name: str, trouble: Trouble, say: Callable[[], T], may_give_up: bool) -> T:
         assert self._nursery is not None
         pending = _Pending()
         self._pending[pending] = None
-        self._nursery.start_soon(self._carry, trouble, say, pending)
+        self._nursery.start_soon(self._carry, name, trouble, say, pending)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             if not may_give_up:
@@ -158,7 +159,7 @@ class Door:
             raise Unavailable("dead")
         return result
 
-    async def _carry(self, trouble: Trouble, say: Callable[[], Any], pending: _Pending) -> None:
+    async def _carry(self, name: str, trouble: Trouble, say: Callable[[], Any], pending: _Pending) -> None:
         """The exchange on its way, and the answer on its way back; they are in no order if the answer is a lie."""
         began = trio.current_time()
         result: outcome.Outcome[Any] = outcome.Error(Unavailable("the database cannot be reached"))
@@ -171,6 +172,8 @@ class Door:
                 await trio.sleep_until(began + trouble.lands_after)
                 if not self.dead or (self._weather is not None and self._weather.lands_although_dead()):
                     landed = outcome.capture(say)
+                    if self._weather is not None and not pending.waits:
+                        self._weather.landed_late(self, name)
                     if not trouble.lost:
                         result = landed
             if not told:

@@ -45,6 +45,9 @@ T = TypeVar("T")
 
 EXCHANGE_SECS = 6.0
 """Longest an exchange with the database takes before its sender is told that it failed."""
+DISOWNING = {"release_all_but", "remove_worker"}
+"""Writes that free sagas without naming an owner's epoch. One that lands after it was given up can free a saga that its
+sender runs: it then has two callers until the first one writes. Nothing else may bring that about."""
 LONGEST_SECS = 3600.0
 """Virtual time after the last trouble in which every saga has to end."""
 
@@ -235,6 +238,12 @@ class World:
 
     def lands_although_dead(self) -> bool:
         return self.chance.dice.random() < 0.5
+
+    def landed_late(self, door: Door, name: str) -> None:
+        """A write landed whose sender had been told that it failed, or had given it up."""
+        self.chance.note("landed late", door.worker_id, name)
+        if name in DISOWNING:
+            self.audit.disowned(door.worker_id)
 
     def _worker_of(self, door: Door) -> Worker:
         return self._by_door[door]
