@@ -285,9 +285,6 @@ class Supervisor:
             asked = True
             self._backlog |= len(claimed) == room
             for one in claimed:
-                run = self._runs.get(one.saga.saga_id)
-                if run is not None and run.saga.epoch == one.saga.epoch:
-                    continue  # the answer to an earlier claim came after all
                 try:
                     workflow = await self._catalog.version(one.saga.workflow_name, one.saga.workflow_version)
                 except SagaError as error:

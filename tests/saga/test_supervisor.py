@@ -343,6 +343,27 @@ async def test_a_draining_worker_begins_nothing_but_still_accepts(autojump_clock
         assert (late_comer.owner, late_comer.status) == (None, S.STARTED)
 
 
+async def test_a_saga_that_is_being_created_when_the_drain_begins_is_left_to_others(autojump_clock: MockClock) -> None:
+    async with worker_of({}, ONE_STEP) as worker, trio.open_nursery() as nursery:
+        await trio.sleep(1.0)
+        drained = trio.Event()
+
+        async def slow(created: Created) -> None:
+            nursery.start_soon(drain)
+            await trio.sleep(1.0)
+
+        async def drain() -> None:
+            await worker.supervisor.drain()
+            drained.set()
+
+        store_of(worker).after["create"] = slow
+        saga = await saga_of(worker, await start(worker))
+        await drained.wait()
+        left = await saga_of(worker, saga.saga_id)
+        assert (left.owner, left.status, worker.world.story) == (None, S.STARTED, [])
+        assert worker.world.clock.seconds() == 2.0
+
+
 async def test_a_drain_ends_though_the_store_is_away(autojump_clock: MockClock) -> None:
     async with worker_of({"a": [late(5.0)]}, ONE_STEP, limits=Limits(shutdown_grace_secs=10.0)) as worker:
         await start(worker)
@@ -470,6 +491,27 @@ async def test_a_saga_that_is_being_created_when_the_lease_is_lost_is_not_run_wi
         await trio.sleep(50.0)
         assert worker.supervisor.active == 0
         assert worker.world.cut_off == [(what, at) for what, at in worker.world.story]  # none outlived its beginning
+
+
+async def test_a_saga_created_after_the_lease_was_lost_calls_nobody_until_there_is_a_lease_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        worker_of({"a": [hang()]}, ONE_STEP, limits=Limits(lease_secs=15.0)) as worker,
+        trio.open_nursery() as nursery,
+    ):
+        await trio.sleep(1.0)
+
+        async def slow(created: Created) -> None:
+            store_of(worker).away = True
+            await trio.sleep(20.0)
+            store_of(worker).away = False  # so that nothing but the worker itself keeps the saga from being begun
+
+        store_of(worker).after["create"] = slow
+        nursery.start_soon(start, worker)
+        await worker.world.until_called("a")
+        await trio.sleep(10.0)
+        assert [seen.call.epoch for seen in worker.world.seen] == [2]
 
 
 async def test_a_worker_that_lost_its_lease_starts_over_and_takes_its_sagas_up_again(
