@@ -232,6 +232,21 @@ async def test_a_parked_saga_that_is_cancelled_is_due_at_once(autojump_clock: Mo
         assert worker.world.story[-1] == ("undo a", 100.25)
 
 
+async def test_a_cancel_that_meets_the_parking_of_its_saga_is_not_left_to_the_poll(autojump_clock: MockClock) -> None:
+    definition = workflow(step("a"), step("b", retry=patient(initial_interval_ms=500_000)), timeout_secs=None)
+    async with worker_of({"b": [refuse("ABORTED", after_secs=1.25)]}, definition) as worker:
+        saga = await start(worker)
+
+        async def cancel_first(record: Record) -> None:
+            if record.release:
+                store_of(worker).before.clear()
+                await worker.service.cancel(saga)
+
+        store_of(worker).before["record"] = cancel_first
+        ended = await worker.end_of(saga)
+        assert (ended.status, seconds_of(ended.updated_at)) == (S.CANCELLED, 1.25)
+
+
 async def test_a_cancel_that_comes_while_the_saga_is_being_claimed_is_seen(autojump_clock: MockClock) -> None:
     async with worker_of({"a": [hang()]}, ONE_STEP) as worker:
         await trio.sleep(5.5)
@@ -318,6 +333,27 @@ async def test_a_drain_lets_the_running_attempt_finish_and_frees_the_sagas(autoj
         assert (freed.status, freed.current_step, freed.owner, freed.outcome_unknown) == (S.RUNNING, 1, None, False)
         assert worker.world.order == ["a"]
         assert worker.world.cut_off == []
+
+
+async def test_a_saga_that_could_not_be_freed_in_a_drain_is_freed_while_others_finish(
+    autojump_clock: MockClock,
+) -> None:
+    definition = workflow(step("a", retry=patient(initial_interval_ms=20_000)), timeout_secs=None)
+    async with worker_of({"a": [refuse("ABORTED"), late(20.0)]}, definition) as worker, trio.open_nursery() as nursery:
+        await start(worker)
+        await trio.sleep(20.5)  # this one is in its second attempt
+        waiting = await start(worker)
+        await settle()
+
+        async def lost(*args: Any, **kwargs: Any) -> None:
+            store_of(worker).before.clear()
+            raise Unavailable("no answer")
+
+        store_of(worker).before["release"] = lost
+        nursery.start_soon(worker.supervisor.drain)
+        await trio.sleep(2 * POLL_SECS)
+        assert worker.supervisor.active == 1
+        assert (await saga_of(worker, waiting)).owner is None
 
 
 async def test_a_drain_past_its_grace_cuts_off_and_marks_the_outcome_unknown(autojump_clock: MockClock) -> None:
@@ -428,7 +464,7 @@ async def test_a_worker_that_dies_is_succeeded_when_its_lease_has_ended(autojump
 
 
 async def test_a_stale_owner_gets_nothing_written(autojump_clock: MockClock) -> None:
-    world = World({"a": [late(10.0)]})
+    world = World({"a": [late(3.0)]})  # answers before the next renewal would tell
     async with memory_store(world, ONE_STEP) as store:
         worker = Worker(store.port, world, name="old")
         async with worker.at_work():
@@ -440,6 +476,7 @@ async def test_a_stale_owner_gets_nothing_written(autojump_clock: MockClock) -> 
             await trio.sleep(30.0)
             assert await saga_of(worker, saga) == claimed.saga
             assert await logs_of(worker, saga) == []
+            assert worker.meter.counts["lease lost"] == 1
 
 
 # --- the lease -------------------------------------------------------------------------------------------------------
@@ -527,6 +564,33 @@ async def test_a_worker_that_lost_its_lease_starts_over_and_takes_its_sagas_up_a
         assert (ended.status, ended.epoch) == (S.COMPLETED, 2)
         assert worker.world.clock.seconds() <= 70.0
         assert [seen.call.attempt for seen in worker.world.seen] == [1, 1]
+
+
+async def test_what_the_store_still_has_under_a_lost_lease_is_freed_before_the_worker_takes_another(
+    autojump_clock: MockClock,
+) -> None:
+    async with worker_of({"a": [hang(), ok()]}, ONE_STEP, limits=Limits(lease_secs=15.0)) as worker:
+
+        async def lost(*args: Any) -> None:
+            raise Unavailable("no answer")
+
+        store_of(worker).before["renew_lease"] = lost
+        saga = await start(worker)
+        await worker.end_of(saga)
+        # Its lease in the store has not ended when it joins again, so nobody else would have freed the saga.
+        assert worker.world.clock.seconds() < 15.0
+
+
+async def test_a_worker_held_up_past_its_lease_takes_nothing_more_though_it_was_not_told(
+    autojump_clock: MockClock,
+) -> None:
+    async with worker_of({}, ONE_STEP, limits=Limits(lease_secs=15.0)) as worker:
+        await trio.sleep(1.5)
+        with worker.supervisor.place(saga_id(1)) as place:
+            assert place.owner == "w1"
+        autojump_clock.jump(14.0)
+        with worker.supervisor.place(saga_id(2)) as place:
+            assert place.owner is None
 
 
 async def test_a_worker_whose_lease_was_taken_away_stops_at_the_next_renewal(autojump_clock: MockClock) -> None:
