@@ -217,6 +217,7 @@ async def test_a_waiting_saga_is_cancelled_without_waiting_for_its_turn(autojump
         saga = await saga_of(worker, waiting)
         assert (saga.status, worker.world.clock.seconds()) == (S.CANCELLED, 0.0)
         assert saga.error_message == "cancelled before it began"
+        assert worker.meter.counts["ended CANCELLED"] == 1
 
 
 async def test_a_parked_saga_that_is_cancelled_is_due_at_once(autojump_clock: MockClock) -> None:
