@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,9 +74,11 @@ def test_a_worker_whose_database_hangs_stops_its_calls_before_its_lease_ends(
         while not shop.calls("Reserve"):
             pass
         line.freeze()
-        # Others could claim the saga from then on; the step itself would be given 30 s.
+        frozen_at = time.monotonic()
         while shop.calls("Reserve")[0].ended != "cancelled":
             assert server.process.poll() is None
+        # Then others may claim the saga; the step itself would have been given 30 s.
+        assert time.monotonic() - frozen_at < LEASE_SECS
         assert "lease_lost" in server.log
         line.cut()
         line.thaw()
