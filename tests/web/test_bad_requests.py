@@ -56,7 +56,6 @@ def fields(error: dict[str, Any]) -> list[str]:
         "/api/v2/sagas",
         "/static/../app.py",
         "/%ff",
-        "//healthz",
         "/api//v1/sagas",
     ],
 )
