@@ -73,6 +73,26 @@ def test_a_second_signal_cuts_off(tmp_path: Path) -> None:
         assert "Traceback" not in server.log
 
 
+def test_the_echo_of_a_signal_cuts_nothing_off(tmp_path: Path) -> None:
+    """A shell, make or timeout signals the whole group and then the child once more."""
+    with (
+        participant(flavour="grpclib", script={"*": [{"delay_secs": 0.5}]}) as shop,
+        server_process(tmp_path, {"services": {"shop": shop.settings()}}) as server,
+    ):
+        server.start()
+        server.register(WORKFLOW.format(name="slow"))
+        server.start_saga("slow", {})
+        while not shop.calls():
+            pass
+        server.signal(signal.SIGINT)
+        while "draining" not in server.log:
+            pass
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert shop.calls()[0].ended == "answered"
+
+
 def _ends_within(server: ServerProcess, secs: float) -> bool:
     try:
         server.wait(secs)
