@@ -191,7 +191,8 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain) -> None:
     try:
         async with trio.open_nursery() as workers:
             await workers.start(supervisor.run)
-            await load_workflows(service, config.saga.workflow_dir)
+            with drain.ends_early():
+                await load_workflows(service, config.saga.workflow_dir)
             async with trio.open_nursery() as doors:
                 with _named("server.port", host, config.server.port):
                     rest_port = await doors.start(rest)
@@ -264,7 +265,7 @@ async def load_workflows(service: SagaService, folder: Path) -> int:
                 # Each start would register the one and then the other, a new version every time.
                 log.error("workflow_rejected %s: name: workflow %s is defined in %s too", file, name, seen[name])
                 continue
-            await service.register_workflow(text)
+            await _registered(service, text)
         except WorkflowInvalid as invalid:
             for detail in invalid.details:
                 log.error("workflow_rejected %s", format_detail(file, detail))
@@ -274,6 +275,19 @@ async def load_workflows(service: SagaService, folder: Path) -> int:
             seen[name] = file
     log.info("workflows_loaded folder=%s count=%d", folder, len(seen))
     return len(seen)
+
+
+async def _registered(service: SagaService, text: bytes) -> None:
+    """Registers a definition; waits for a store that is away, as the rest of the start does."""
+    pause_secs, longest = STORE_PAUSE_SECS
+    while True:
+        try:
+            await service.register_workflow(text)
+            return
+        except Unavailable as error:
+            log.warning("store_unavailable error=%s", error)
+        await trio.sleep(pause_secs)
+        pause_secs = min(pause_secs * 2, longest)
 
 
 def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore) -> None:

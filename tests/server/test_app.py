@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
+from saga.errors import Unavailable
+from server.app import load_workflows
 from server.cli import main
 from tests.support.participants import participant
 from tests.support.postgres import PostgresServer
 from tests.support.server_process import ServerProcess, free_port, server_process
+from tests.support.world import Worker, World, memory_store
 
 WORKFLOW = "name: {name}\nsteps:\n  - {{name: only, service: shop, method: Inventory.Reserve}}\n"
 SERVICES = {"shop": {"host": "127.0.0.1", "port": 1}}
@@ -171,6 +176,23 @@ def test_a_bad_workflow_file_is_reported_by_name_and_line_and_the_others_load(tm
         assert "steps[0].method" in server.log
         assert "c-unreadable.yaml: cannot be read" in server.log
         assert "d-again.yml: name: workflow good is defined in" in server.log
+
+
+async def test_workflow_files_wait_for_a_store_that_is_away(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    (tmp_path / "good.yaml").write_text(WORKFLOW.format(name="good").replace("shop", "svc"))
+    failures = iter([Unavailable("no answer")] * 3)
+
+    async def away(*args: object) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+
+    world = World()
+    async with memory_store(world) as store, Worker(store.port, world).at_work() as worker:
+        store.before["register_workflow"] = away
+        assert await load_workflows(worker.service, tmp_path) == 1
+        assert [workflow.definition.name for workflow in await worker.service.workflows()] == ["good"]
 
 
 def test_definitions_registered_through_the_api_survive_a_restart(tmp_path: Path) -> None:
