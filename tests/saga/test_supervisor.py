@@ -538,7 +538,7 @@ async def test_a_saga_created_after_the_lease_was_lost_calls_nobody_until_there_
         worker_of({"a": [hang()]}, ONE_STEP, limits=Limits(lease_secs=15.0)) as worker,
         trio.open_nursery() as nursery,
     ):
-        await trio.sleep(1.0)
+        await trio.sleep(1.5)  # between two sweeps: a sweep holds all places while it claims
 
         async def slow(created: Created) -> None:
             store_of(worker).away = True
