@@ -158,7 +158,7 @@ class Servicer(SagaServiceBase):
         finally:
             seconds = time.perf_counter() - started
             self._meter.grpc_call_served(method, status.name, seconds)
-            log.debug(
+            log.info(
                 "grpc_call method=%s code=%s ms=%.1f request_id=%s",
                 *(method, status.name, seconds * 1000, caller.request_id),
             )

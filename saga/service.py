@@ -17,7 +17,7 @@ import trio
 
 from saga import transitions
 from saga.catalog import Catalog
-from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound, PayloadTooLarge
+from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound, PayloadTooLarge, refused
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
@@ -205,7 +205,7 @@ class SagaService:
                 Detail(field="payload", reason="nul_character", message="U+0000 cannot be stored in a JSON string")
             )
         if details:
-            raise Invalid("the request breaks " + ("a rule" if len(details) == 1 else "rules"), tuple(details))
+            raise refused(details)
         return body
 
     async def saga(self, saga_id: str) -> Saga:
@@ -257,7 +257,7 @@ class SagaService:
         if offset > 2**31:
             details.append(Detail(field="page", reason="out_of_range", message="too far; use cursor"))
         if details:
-            raise Invalid("the request breaks " + ("a rule" if len(details) == 1 else "rules"), tuple(details))
+            raise refused(details)
         found: Page = await self._store.list_sagas(where, limit=page_size, offset=0 if after else offset, after=after)
         return SagaPage(
             sagas=found.sagas,
@@ -299,7 +299,9 @@ class SagaService:
         """Runs the failed compensations of an ended saga again. `Conflict`: there is nothing to retry. `NotFound`."""
         saga = await self.saga(saga_id)
         if not (saga.status.is_terminal and saga.undo_failed):
-            raise Conflict(f"saga {saga.saga_id} has no failed compensation to retry")
+            if saga.status.is_terminal:
+                raise Conflict(f"saga {saga.saga_id} has no failed compensation to retry")
+            raise Conflict(f"saga {saga.saga_id} is {saga.status}: what failed can be retried when it has ended")
         record = transitions.advance(
             saga, (await self._definition(saga)).definition, transitions.UndoRetryRequested(), self._clock.now()
         )

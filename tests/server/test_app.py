@@ -227,6 +227,42 @@ def test_a_second_server_on_the_embedded_store_is_refused_with_a_clear_message(t
             assert "Traceback" not in second.log
 
 
+def test_a_data_dir_that_is_a_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with server_process(tmp_path, {"saga": {"data_dir": "file"}}) as server:
+        server.spawn()
+        assert server.wait() == 1
+        assert "saga: saga.data_dir: file" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "saga.sqlite3").write_text("this is not a database, whatever its name says" * 100)
+    with server_process(tmp_path, {}) as server:
+        server.spawn()
+        assert server.wait() == 1
+        assert "saga: data/saga.sqlite3: " in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("content", [None, b"garbage"])
+def test_a_descriptor_set_that_cannot_be_used_stops_the_start(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "set.bin").write_bytes(content)
+    services = {"shop": {"host": "127.0.0.1", "port": 1, "descriptor_set": "set.bin"}}
+    with server_process(tmp_path, {"services": services}) as server:
+        server.spawn()
+        assert server.wait() == 1
+        assert "services.shop.descriptor_set: set.bin: " in server.log
+
+
+def test_a_workflow_dir_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with server_process(tmp_path, {"saga": {"workflow_dir": "nowhere"}}) as server:
+        server.start()
+        assert "workflow_dir_missing folder=nowhere" in server.log
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["--version"])
