@@ -290,8 +290,10 @@ class SagaService:
                 ended = await self._record(record)
                 lasted = (ended.updated_at - ended.created_at).total_seconds()
                 self._meter.saga_ended(ended.workflow_name, ended.status, lasted)
-            except LeaseLost:
-                pass  # claimed meanwhile: the worker that has it sees the request in the row
+            except (LeaseLost, NotFound):
+                # Claimed meanwhile: the worker that has it sees the request in the row. Or its definition is gone: the
+                # request is stored all the same.
+                pass
         else:
             self._supervisor.wake()
 
