@@ -306,6 +306,15 @@ def main(*, once: bool = False, as_json: bool = False) -> int:
     if as_json and not once:
         print("saga demo: --json needs --once", file=sys.stderr)
         return 2
+    try:
+        return _main(once, as_json)
+    except ReaderGone:
+        # What is still in the buffer is written when the interpreter ends, and would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main(once: bool, as_json: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     with tempfile.TemporaryDirectory(prefix="saga-demo-") as folder:
@@ -321,9 +330,6 @@ def main(*, once: bool = False, as_json: bool = False) -> int:
             if not ended:
                 return 130
             _print("\nStopping.")
-        except ReaderGone:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         except (ChildFailed, Failed, OSError, http.client.HTTPException, GRPCError, StreamTerminatedError) as error:
             demo.problem(demo.dead_child() or str(error) or type(error).__name__)
             demo.report["ok"] = False

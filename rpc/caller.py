@@ -24,7 +24,7 @@ from grpclib.metadata import USER_AGENT
 
 from rpc.channels import CallInFlight, PoolLimits, ServiceChannel
 from rpc.codec import JsonCodec, MessageCodec, ProtobufCodec
-from rpc.http2 import Header, Reply
+from rpc.exchange import Header, Reply
 from rpc.metadata import metadata_of
 from rpc.outcomes import OUTCOME_OF_STATUS, STATUS_OF_HTTP, Lost, clean_text, in_doubt, not_done
 from rpc.reflection import Catalog, catalog_by_reflection, catalog_from_descriptor_set

@@ -11,7 +11,8 @@ import msgspec
 import trio
 
 from bridge import run_aio, running_loop
-from rpc.http2 import Header, Link, Reply
+from rpc.exchange import Header, Reply
+from rpc.http2 import Link
 from rpc.metadata import encode_timeout
 from rpc.outcomes import Lost, failed_before_leaving, not_done
 from rpc.settings import ServiceSettings, ServiceTls

@@ -46,6 +46,8 @@ class JsonCodec:
             raise _unfit_request(f"the request cannot be written as JSON: {error}") from error
 
     def decode(self, body: bytes) -> Json:
+        if not body:
+            return {}  # as in protobuf, where an empty message has no bytes: an undo often has nothing to say
         try:
             answer = msgspec.json.decode(body)
         except RecursionError as error:

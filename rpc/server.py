@@ -41,13 +41,12 @@ from saga.ports import SagaFilter
 from saga.request_id import request_id
 from saga.service import MAX_WAIT_SECS, SagaService, StartSaga, Watch
 from saga.uncancelled import uncancelled
+from saga.workflow_yaml import MAX_YAML_BYTES
 
 log = logging.getLogger("saga.rpc.server")
 
 MESSAGE_SLACK_BYTES = 64 * 1024
-"""What a request may have beside its payload."""
-WORKFLOW_TEXT_BYTES = 256 * 1024
-"""The size of a workflow's YAML (spec section 1); a request that carries one must get through."""
+"""What a request may have beside its payload or its workflow."""
 DEFAULT_PAGE_SIZE = 20
 HEALTH_KEPT_SECS = 5.0
 """How long a health answer is given again before the store is asked anew: probes come often and from many sides."""
@@ -73,7 +72,7 @@ class Servicer(SagaServiceBase):
         self._service = service
         self._drain = drain
         self._meter = meter
-        self._max_bytes = max(service.max_payload_bytes, WORKFLOW_TEXT_BYTES) + MESSAGE_SLACK_BYTES
+        self._max_bytes = max(service.max_payload_bytes, MAX_YAML_BYTES) + MESSAGE_SLACK_BYTES
 
     # --- the methods, as grpclib calls them ---------------------------------------------------------------------------
 
@@ -159,7 +158,7 @@ class Servicer(SagaServiceBase):
         finally:
             seconds = time.perf_counter() - started
             self._meter.grpc_call_served(method, status.name, seconds)
-            log.debug(
+            log.info(
                 "grpc_call method=%s code=%s ms=%.1f request_id=%s",
                 *(method, status.name, seconds * 1000, caller.request_id),
             )

@@ -55,6 +55,13 @@ class Invalid(RequestError):
         self.details = details
 
 
+def refused(details: list[Detail]) -> Invalid:
+    """The error for these details, one or more; its message says the first and how many others there are."""
+    first, others = details[0], len(details) - 1
+    more = f" (and {others} more)" if others else ""
+    return Invalid(f"{first.field}: {first.message}{more}", tuple(details))
+
+
 class WorkflowInvalid(Invalid):
     """A workflow definition breaks rules; every one of them is in `details`, in the order of the text."""
 

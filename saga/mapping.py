@@ -38,7 +38,7 @@ def _values(saga: Saga, responses: Mapping[str, Json]) -> dict[str, Any]:
             "workflow_version": saga.workflow_version,
             "correlation_id": saga.correlation_id,
             "initiated_by": saga.initiated_by,
-            "created_at": _rfc3339(saga.created_at),
+            "created_at": rfc3339(saga.created_at),
         },
         "payload": saga.payload,
         "steps": {name: {"response": response} for name, response in responses.items()},
@@ -68,6 +68,6 @@ def _named(value: Any) -> str:
     return "a number"
 
 
-def _rfc3339(instant: datetime) -> str:
-    """As everywhere on the wire: UTC, milliseconds, `Z`."""
-    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def rfc3339(instant: datetime) -> str:
+    """An instant as everywhere in JSON: RFC 3339, UTC, milliseconds, `Z`."""
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -151,6 +151,11 @@ class SagaRun:
             answer = await self._attempt(command, request, strict)
         if answer is None:
             return self._stopped_forward(Cut(request=request, started_at=self._action_began))
+        if answer.outcome is not Outcome.DONE:
+            log.info(
+                "attempt_failed saga_id=%s step=%s action=%s attempt=%d code=%s message=%r",
+                *(self.saga.saga_id, step.name, command.action, command.attempt, answer.code, answer.message),
+            )
         return judge(
             self._definition,
             command,
@@ -224,7 +229,10 @@ class SagaRun:
 
     def _stopped_forward(self, cut: Cut | None) -> Fact:
         """What ended the forward phase from outside; a cancel request goes before a deadline."""
-        return CancelObserved(cut=cut) if self._cancel_requested else DeadlinePassed(cut=cut)
+        began_at = self._action_began
+        if self._cancel_requested:
+            return CancelObserved(cut=cut, began_at=began_at)
+        return DeadlinePassed(cut=cut, began_at=began_at)
 
     # --- recording ---------------------------------------------------------------------------------------------------
 
@@ -237,12 +245,14 @@ class SagaRun:
         if not before.status.is_terminal and saga.status.is_terminal:
             lasted = (saga.updated_at - saga.created_at).total_seconds()
             engine.meter.saga_ended(saga.workflow_name, saga.status, lasted)
+            if saga.status is not SagaStatus.COMPLETED:
+                log.info("saga_ended saga_id=%s status=%s error=%r", saga.saga_id, saga.status, saga.error_message)
         if isinstance(fact, StepSucceeded):
             self._responses[self._definition.steps[before.current_step].name] = fact.response or {}
         elif isinstance(fact, CompensationFailed):
             engine.meter.compensation_failed(saga.workflow_name)
             log.error(
-                "compensation_failed saga_id=%s step=%s code=%s message=%s",
+                "compensation_failed saga_id=%s step=%s code=%s message=%r",
                 saga.saga_id,
                 self._definition.steps[before.undo_plan[0]].name,
                 fact.code,

@@ -18,7 +18,7 @@ import trio
 
 from saga import transitions
 from saga.catalog import Catalog
-from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound
+from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound, refused
 from saga.json_bounds import encode_within_bounds
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog
@@ -185,7 +185,7 @@ class SagaService:
                 _check_text(details, "Idempotency-Key" if name == "idempotency_key" else name, value)
         body = encode_within_bounds("payload", request.payload, self.max_payload_bytes, details)
         if details:
-            raise Invalid("the request breaks " + ("a rule" if len(details) == 1 else "rules"), tuple(details))
+            raise refused(details)
         return body
 
     async def saga(self, saga_id: str) -> Saga:
@@ -237,7 +237,7 @@ class SagaService:
         if offset > 2**31:
             details.append(Detail(field="page", reason="out_of_range", message="too far; use cursor"))
         if details:
-            raise Invalid("the request breaks " + ("a rule" if len(details) == 1 else "rules"), tuple(details))
+            raise refused(details)
         found: Page = await self._store.list_sagas(where, limit=page_size, offset=0 if after else offset, after=after)
         return SagaPage(
             sagas=found.sagas,
@@ -268,8 +268,10 @@ class SagaService:
                     saga, (await self._definition(saga)).definition, transitions.CancelObserved(), self._clock.now()
                 )
                 self._note_end(await self._record(record))
-            except LeaseLost:
-                pass  # claimed meanwhile: the worker that has it sees the request in the row
+            except (LeaseLost, NotFound):
+                # Claimed meanwhile: the worker that has it sees the request in the row. Or its definition is gone: the
+                # request is stored all the same.
+                pass
         else:
             self._supervisor.wake()
 
@@ -283,7 +285,9 @@ class SagaService:
         """
         saga = await self.saga(saga_id)
         if not (saga.status.is_terminal and saga.undo_failed):
-            raise Conflict(f"saga {saga.saga_id} has no failed compensation to retry")
+            if saga.status.is_terminal:
+                raise Conflict(f"saga {saga.saga_id} has no failed compensation to retry")
+            raise Conflict(f"saga {saga.saga_id} is {saga.status}: what failed can be retried when it has ended")
         definition = (await self._definition(saga)).definition
         corrections = read_corrections(steps or {}, definition, saga.undo_failed, self.max_payload_bytes)
         asked = transitions.UndoRetryRequested(corrections=corrections)

@@ -66,6 +66,8 @@ class StepSucceeded(Made, frozen=True, kw_only=True):
 class StepRetried(Made, frozen=True, kw_only=True):
     """An attempt failed and another follows after `delay_secs`. `unknown`: it may have taken effect all the same."""
 
+    code: str
+    message: str
     delay_secs: float
     unknown: bool
 
@@ -86,15 +88,18 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadlinePassed(Fact, frozen=True, kw_only=True):
-    """The workflow's own deadline came before its last step was done."""
+    """The workflow's own deadline came before its last step was done. `cut`: the attempt it ended; `began_at`: when the
+    first attempt of the step began, as far as this worker knows; None: none was made."""
 
     cut: Cut | None = None
+    began_at: datetime | None = None
 
 
 class CancelObserved(Fact, frozen=True, kw_only=True):
-    """The cancel request has reached the saga."""
+    """The cancel request has reached the saga. Fields as `DeadlinePassed`."""
 
     cut: Cut | None = None
+    began_at: datetime | None = None
 
 
 class AllStepsDone(Fact, frozen=True):
@@ -110,6 +115,8 @@ class CompensationSucceeded(Made, frozen=True, kw_only=True):
 class CompensationRetried(Made, frozen=True, kw_only=True):
     """An attempt to undo failed and another follows after `delay_secs`."""
 
+    code: str
+    message: str
     delay_secs: float
 
 
@@ -239,8 +246,21 @@ def judge(
             delay_secs = policy.delay_secs(call.attempt - 1, draw)
         delay_secs = min(delay_secs, LONGEST_PAUSE_SECS)
         if executing:
-            return StepRetried(request=request, started_at=started_at, delay_secs=delay_secs, unknown=unknown)
-        return CompensationRetried(request=request, started_at=started_at, delay_secs=delay_secs)
+            return StepRetried(
+                request=request,
+                started_at=started_at,
+                code=answer.code,
+                message=answer.message,
+                delay_secs=delay_secs,
+                unknown=unknown,
+            )
+        return CompensationRetried(
+            request=request,
+            started_at=started_at,
+            code=answer.code,
+            message=answer.message,
+            delay_secs=delay_secs,
+        )
     if executing:
         return StepFailed(
             request=request, started_at=started_at, code=answer.code, message=answer.message, unknown=unknown
@@ -275,6 +295,7 @@ class _Draft:
         self.path: list[Saga] = []
         self.retry_in_secs: float | None = None
         self.deadline_in_secs: float | None = None
+        self.action_began: datetime | None = None
 
     def apply(self, fact: Fact) -> None:
         status = TRANSITIONS[self.saga.status].get(type(fact))
@@ -363,12 +384,20 @@ class _Draft:
             request=fact.request,
             response=fact.response,
         )
-        self.move(status, current_step=saga.current_step + 1, attempt=1, outcome_unknown=False)
+        self.move(status, current_step=saga.current_step + 1, attempt=1, outcome_unknown=False, error_message=None)
 
     def step_retried(self, fact: StepRetried, status: SagaStatus) -> None:
         saga = self.saga
         self.retry_in_secs = fact.delay_secs
-        self.move(status, attempt=saga.attempt + 1, outcome_unknown=saga.outcome_unknown or fact.unknown)
+        self.action_began = fact.started_at
+        cause = _cause(fact.code, fact.message)
+        self.move(
+            status,
+            attempt=saga.attempt + 1,
+            outcome_unknown=saga.outcome_unknown or fact.unknown,
+            # Told while the saga waits, which may be hours; a success takes it back.
+            error_message=f"step {self.step.name}: attempt {saga.attempt} failed: {cause}",
+        )
 
     def complete(self, fact: AllStepsDone, status: SagaStatus) -> None:
         self.move(status, attempt=0)
@@ -393,32 +422,43 @@ class _Draft:
 
     def deadline_passed(self, fact: DeadlinePassed, status: SagaStatus) -> None:
         reason = f"the workflow's deadline of {self.definition.timeout_secs:g} s passed"
-        self.stop_forward(fact.cut, StepStatus.TIMEOUT, reason, status)
+        self.stop_forward(fact, StepStatus.TIMEOUT, reason, status)
 
     def cancel(self, fact: CancelObserved, status: SagaStatus) -> None:
         if status is _S.CANCELLED:
             self.move(status, cancel_requested=True, error_message="cancelled before it began", attempt=0)
         else:
-            self.stop_forward(fact.cut, StepStatus.FAILED, "cancelled", status, cancel_requested=True)
+            self.stop_forward(fact, StepStatus.FAILED, "cancelled", status, cancel_requested=True)
 
     def stop_forward(
-        self, cut: Cut | None, log_status: StepStatus, reason: str, status: SagaStatus, **changes: Any
+        self,
+        fact: DeadlinePassed | CancelObserved,
+        log_status: StepStatus,
+        reason: str,
+        status: SagaStatus,
+        **changes: Any,
     ) -> None:
         """Ends the forward phase from outside, whether an attempt was running, one was due, or none was begun."""
-        saga = self.saga
+        saga, cut = self.saga, fact.cut
         begun = saga.attempt if cut is not None else saga.attempt - 1
         unknown = saga.outcome_unknown or cut is not None
         where = ""
         if begun > 0 or unknown:
             where = f" during step {self.step.name}"
+            if cut is not None:
+                meanwhile = "while an attempt was running"
+            elif saga.error_message is not None:
+                meanwhile = f"while waiting to try again; {saga.error_message}"
+            else:
+                meanwhile = "while waiting to try again"
             self.log(
                 saga.current_step,
                 StepAction.EXECUTE,
                 log_status,
                 attempts=max(begun, 1),
-                started_at=cut.started_at if cut else None,
+                started_at=cut.started_at if cut else fact.began_at or self.action_began,
                 request=cut.request if cut else None,
-                error=f"{reason} while {'an attempt was running' if cut else 'waiting to try again'}",
+                error=f"{reason} {meanwhile}",
             )
         self.start_undo(status, reason + where, failed_step_unknown=unknown, **changes)
 

@@ -24,6 +24,7 @@ from saga.workflow import (
     Step,
     WorkflowDefinition,
 )
+from saga.yaml_fields import MapReader
 from saga.yaml_nodes import (
     MAX_YAML_BYTES,
     Fault,
@@ -31,7 +32,6 @@ from saga.yaml_nodes import (
     Fields,
     Items,
     Kind,
-    MapReader,
     Mark,
     Node,
     Refused,

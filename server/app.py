@@ -22,6 +22,7 @@ import trio
 
 from bridge import open_loop
 from rpc.caller import GrpcStepCaller
+from rpc.reflection import catalog_from_descriptor_set
 from rpc.server import serve_grpc
 from saga.catalog import Catalog
 from saga.drain import Drain
@@ -36,7 +37,7 @@ from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 from server.config import Config, ConfigInvalid
 from server.errors import CannotStart
 from server.version import product_version
-from store.errors import MigrationError
+from store.errors import MigrationError, StoreInUse
 from store.instants import SystemClock
 from store.postgres import PostgresStore, open_postgres
 from store.sqlite import MEMORY, SqliteStore, open_sqlite
@@ -87,6 +88,7 @@ def _refuse_what_is_not_there(config: Config) -> None:
     missing = []
     if config.auth is not None:
         missing.append("auth: this release does not verify tokens yet; remove the section and listen on loopback")
+    missing += _unusable_descriptor_sets(config)
     missing += [
         f"services.{name}.tls: this release does not speak TLS to participants yet"
         for name, service in config.services.items()
@@ -94,6 +96,19 @@ def _refuse_what_is_not_there(config: Config) -> None:
     ]
     if missing:
         raise ConfigInvalid(tuple(missing))
+
+
+def _unusable_descriptor_sets(config: Config) -> list[str]:
+    """A file that is not there, or is none, would only be noticed by the first saga that calls the service."""
+    problems = []
+    for name, service in config.services.items():
+        if service.descriptor_set is not None:
+            try:
+                catalog_from_descriptor_set(Path(service.descriptor_set).read_bytes())
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                problems.append(f"services.{name}.descriptor_set: {service.descriptor_set}: {reason}")
+    return problems
 
 
 async def _serve(config: Config, seat: Seat | None) -> int | CannotStart:
@@ -133,6 +148,18 @@ async def _run(config: Config, seat: Seat | None) -> int:
     return 0
 
 
+async def _opened_embedded(stack: AsyncExitStack, config: Config, events: bool) -> SqliteStore:
+    path: str | Path = MEMORY if config.saga.in_memory else config.saga.database_file
+    try:
+        return await stack.enter_async_context(open_sqlite(path, events=events))
+    except OSError as error:
+        raise CannotStart(f"saga.data_dir: {error.filename or path}: {error.strerror or error}") from error
+    except StoreInUse:
+        raise
+    except Unavailable as error:
+        raise CannotStart(f"{path}: {error}") from error
+
+
 async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> AnyStore | None:
     """The store the configuration names. A database that is away is waited for; None: told to stop meanwhile."""
     events = config.kafka is not None
@@ -141,8 +168,7 @@ async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> 
     pause_secs, longest = STORE_PAUSE_SECS
     try:
         if config.database is None:
-            path: str | Path = MEMORY if config.saga.in_memory else config.saga.database_file
-            return await stack.enter_async_context(open_sqlite(path, events=events, clock=SystemClock()))
+            return await _opened_embedded(stack, config, events)
         database = config.database
         while True:
             try:
@@ -218,7 +244,8 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             await workers.start(supervisor.run)
             if config.saga.retention_days > 0:
                 workers.start_soon(Retention(store, meter, config.saga.retention_days).run)
-            await load_workflows(service, config.saga.workflow_dir)
+            with drain.ends_early():
+                await load_workflows(service, config.saga.workflow_dir)
             async with trio.open_nursery() as doors:
                 with _named("server.port", host, config.server.port):
                     rest_port = await doors.start(rest)
@@ -260,7 +287,9 @@ def _named(key: str, host: str, port: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CannotStart(f"{key}: cannot listen on {host}:{port}: {error.strerror or error}") from error
+        # asyncio's text repeats the address; the number says it in the system's own words.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise CannotStart(f"{key}: cannot listen on {host}:{port}: {reason}") from error
 
 
 async def _signals(
@@ -278,6 +307,8 @@ async def _signals(
 
 
 def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
+    if not folder.is_dir():
+        log.warning("workflow_dir_missing folder=%s: no workflows are loaded from files", folder)
     found: list[tuple[Path, bytes | OSError]] = []
     for file in sorted(path for path in folder.glob("*") if path.suffix in {".yaml", ".yml"}):
         try:
@@ -301,7 +332,7 @@ async def load_workflows(service: SagaService, folder: Path) -> int:
                 # Each start would register the one and then the other, a new version every time.
                 log.error("workflow_rejected %s: name: workflow %s is defined in %s too", file, name, seen[name])
                 continue
-            await service.register_workflow(text)
+            await _registered(service, text)
         except WorkflowInvalid as invalid:
             for detail in invalid.details:
                 log.error("workflow_rejected %s", format_detail(file, detail))
@@ -311,6 +342,19 @@ async def load_workflows(service: SagaService, folder: Path) -> int:
             seen[name] = file
     log.info("workflows_loaded folder=%s count=%d", folder, len(seen))
     return len(seen)
+
+
+async def _registered(service: SagaService, text: bytes) -> None:
+    """Registers a definition; waits for a store that is away, as the rest of the start does."""
+    pause_secs, longest = STORE_PAUSE_SECS
+    while True:
+        try:
+            await service.register_workflow(text)
+            return
+        except Unavailable as error:
+            log.warning("store_unavailable error=%s", error)
+        await trio.sleep(pause_secs)
+        pause_secs = min(pause_secs * 2, longest)
 
 
 def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore) -> None:

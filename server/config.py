@@ -17,13 +17,13 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import msgspec
 
 from rpc.settings import ServiceSettings, ServiceTls
+from saga.yaml_fields import MapReader, read_string
 from saga.yaml_nodes import (
     Fault,
     Faults,
     Fields,
     Items,
     Kind,
-    MapReader,
     Mark,
     Node,
     Refused,
@@ -34,7 +34,6 @@ from saga.yaml_nodes import (
     join,
     kind_of,
     read_nodes,
-    read_string,
 )
 
 DEFAULT_PATH = Path("config/config.yaml")

@@ -19,3 +19,5 @@ def configure(level: str, *, worker: int | None = None) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("saga").setLevel(level)
+    # Its pool tells of a database that is away by a traceback for each try; the store says so in a line.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)

@@ -44,7 +44,17 @@ FOREIGN_TO_SAGA = {
 }
 """Databases, networks, frameworks and the other event loop: the domain knows none of them."""
 
-PURE = ["errors", "expressions", "mapping", "model", "transitions", "workflow", "workflow_yaml", "yaml_nodes"]
+PURE = [
+    "errors",
+    "expressions",
+    "mapping",
+    "model",
+    "transitions",
+    "workflow",
+    "workflow_yaml",
+    "yaml_fields",
+    "yaml_nodes",
+]
 """Modules of `saga/` that decide: no waiting, no clock, no chance, no file but the one they are told to read."""
 
 IMPURE = {"trio", "time", "random", "secrets", "socket", "threading", "uuid"}

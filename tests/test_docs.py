@@ -2,12 +2,29 @@
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
+from k1s0.system.saga.v1 import saga_pb2
+
+import rpc.server_errors
+import web.errors
+from saga.drain import Drain
 from saga.model import TERMINAL
 from saga.transitions import TRANSITIONS
+from web.api import Api
 
 ROOT = Path(__file__).resolve().parent.parent
 ARROW = re.compile(r"^ +(\S+) --> (\S+?)(?:: (\w+))?$", re.MULTILINE)
+API = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+MADE_APART = {"GET /", "GET /sagas/{saga_id}", "GET /metrics", "GET /openapi.json"}
+"""Routes that are no operations of the API: pages and documents."""
+
+
+def rows(first: str) -> list[list[str]]:
+    """The rows of api.md's tables whose first cell matches, as cells."""
+    lines = [line for line in API.splitlines() if line.startswith("| ")]
+    found = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [cells for cells in found if re.fullmatch(first, cells[0])]
 
 
 def test_the_state_diagram_has_every_arrow_of_the_table_and_no_other() -> None:
@@ -30,3 +47,25 @@ def test_every_link_between_the_documents_leads_to_a_file() -> None:
         if not (document.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_api_document_has_every_route_with_what_it_answers_and_no_other() -> None:
+    told = {call.strip("`"): statuses for call, statuses, _ in rows("`(GET|POST) /.*`")}
+
+    operations = Api(cast(Any, None), Drain(), {}).operations
+    offered = {f"{each.method} {each.path}": ", ".join(map(str, each.replies)) for each in operations}
+    assert told == offered | dict.fromkeys(MADE_APART, "200")
+
+
+def test_the_api_document_has_every_error_of_both_doors_and_no_other() -> None:
+    over_http = {(int(status), code.strip("`")) for status, code, _ in rows(r"\d{3}")}
+    over_grpc = {(status.strip("`"), re.findall(r"`(SYS_\w+)`", told)[0]) for status, told in rows(r"`[A-Z_]+`")}
+
+    assert over_http == set(web.errors.STATUS.values())
+    assert over_grpc == {(status.name, reason) for status, reason in rpc.server_errors.STATUS.values()}
+
+
+def test_the_api_document_has_every_grpc_method_and_no_other() -> None:
+    (service,) = saga_pb2.DESCRIPTOR.services_by_name.values()
+    told = [name for cells in rows("(`[A-Z][A-Za-z]+`(, )?)+") for name in re.findall(r"`(\w*[a-z]\w*)`", cells[0])]
+    assert sorted(told) == sorted(method.name for method in service.methods)

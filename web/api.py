@@ -16,6 +16,7 @@ import trio
 
 from saga.drain import Drain
 from saga.errors import SagaError
+from saga.mapping import rfc3339
 from saga.model import SagaStatus
 from saga.ports import SagaFilter
 from saga.service import SagaService, StartSaga
@@ -277,7 +278,7 @@ class Api:
         readiness = schema.Readiness(
             status="healthy" if well else "degraded" if vital else "unhealthy",
             checks=checks,
-            timestamp=schema.instant(datetime.now(UTC)),
+            timestamp=rfc3339(datetime.now(UTC)),
         )
         return _json(200 if vital else 503, readiness)
 

@@ -15,6 +15,7 @@ from saga.drain import Drain
 from saga.errors import Invalid
 from saga.meter import Meter
 from saga.request_id import request_id
+from saga.workflow_yaml import MAX_YAML_BYTES
 from web.api import Api, answer, error_reply
 from web.body import ClientGone, Unread, read_body
 from web.exchange import Reply, Request, headers_by_name
@@ -24,8 +25,8 @@ log = logging.getLogger("saga.web")
 
 BODY_SLACK_BYTES = 64 * 1024
 """What a request may have beside its payload."""
-WORKFLOW_BODY_BYTES = 512 * 1024
-"""A workflow of the permitted 256 KiB as a JSON string, with every other character escaped."""
+WORKFLOW_BODY_BYTES = 2 * MAX_YAML_BYTES
+"""The longest workflow as a JSON string with every character escaped by one other, as line ends and quotes are."""
 
 LAST_BYTES = 64 * 1024
 """What may go out with the end of an answer, which `shield_last` gives a short time."""

@@ -15,19 +15,14 @@ from prometheus_client.registry import Collector
 
 from saga.meter import Meter
 from saga.model import SagaStatus, StepAction
+from saga.workflow import STATUS_CODES
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MAX_WORKFLOW_LABELS = 200
 """Series are kept for ever, and anyone who may register workflows could make any number of names. A guess."""
 SAGA_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600, 21600, 86400)
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-GRPC_CODES = frozenset(
-    {
-        *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
-        *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE"),
-        *("UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
-    }
-)
+GRPC_CODES = frozenset({"OK", *STATUS_CODES})
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 Reading = Callable[[], float | Mapping[str, float]]

@@ -15,6 +15,7 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from saga.errors import NotFound, RequestError
+from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog
 from saga.ports import SagaFilter
 from saga.service import SagaService
@@ -46,7 +47,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def add_pages(app: QuartTrio, service: SagaService) -> None:
     """Adds `/` and `/sagas/{saga_id}`."""
-    app.jinja_env.filters.update(instant=schema.instant, ms=_ms, json=_json)
+    app.jinja_env.filters.update(instant=rfc3339, ms=_ms, json=_json)
 
     @app.get("/")
     async def sagas_page() -> Response:

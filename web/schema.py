@@ -6,12 +6,13 @@ value is none of the type.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog, StepStatus
 from saga.service import MAX_NAME, MAX_PAGE_SIZE, MAX_WAIT_SECS, SagaDetail, SagaPage
 from saga.undo_corrections import MAX_REASON
@@ -31,11 +32,6 @@ Moment = Annotated[
     Meta(tz=True, extra={"expected": "RFC 3339 date-time with offset, as 2026-01-02T03:04:05Z (a + is written %2B)"}),
 ]
 Json = dict[str, Any]
-
-
-def instant(value: datetime) -> str:
-    """RFC 3339 in UTC with milliseconds and Z."""
-    return value.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def inlined(type_: type[msgspec.Struct]) -> dict[str, Any]:
@@ -277,9 +273,9 @@ def saga_view(saga: Saga) -> SagaView:
         error_message=saga.error_message,
         compensation_failed=saga.compensation_failed,
         attempt=saga.attempt,
-        next_attempt_at=instant(saga.next_attempt_at) if saga.next_attempt_at else None,
-        created_at=instant(saga.created_at),
-        updated_at=instant(saga.updated_at),
+        next_attempt_at=rfc3339(saga.next_attempt_at) if saga.next_attempt_at else None,
+        created_at=rfc3339(saga.created_at),
+        updated_at=rfc3339(saga.updated_at),
     )
 
 
@@ -295,8 +291,8 @@ def step_log_view(entry: StepLog) -> StepLogView:
         response_payload=entry.response_payload,
         error_message=entry.error_message,
         attempts=entry.attempts,
-        started_at=instant(entry.started_at),
-        completed_at=instant(entry.completed_at) if entry.completed_at else None,
+        started_at=rfc3339(entry.started_at),
+        completed_at=rfc3339(entry.completed_at) if entry.completed_at else None,
     )
 
 

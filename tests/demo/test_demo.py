@@ -161,6 +161,19 @@ def test_an_order_that_does_not_end_as_it_should_is_named(start: type[Run]) -> N
 
 
 @needs_proc
+@pytest.mark.parametrize("options", [["--once"], ["--once", "--json"]])
+def test_it_ends_quietly_when_its_reader_has_gone(start: type[Run], options: list[str]) -> None:
+    run = start("-m", "demo", *options)
+    assert run.process.stdout is not None
+    run.process.stdout.close()
+
+    status, _, err = run.end()
+
+    assert (status, err) == (1, "")
+    assert run.pids() == []
+
+
+@needs_proc
 def test_it_stays_up_until_ctrl_c_and_leaves_nothing_behind(start: type[Run]) -> None:
     run = start("-m", "demo")
     shown = run.read_until("Ctrl-C stops everything.")

@@ -60,7 +60,6 @@ async def test_a_plain_answer_is_done() -> None:
         pytest.param(GRPC_HEADERS, b"\x00\x00", OK, "INTERNAL", Outcome.UNKNOWN, id="cut-off-length"),
         pytest.param(GRPC_HEADERS, message(b"{}") * 2, OK, "INTERNAL", Outcome.UNKNOWN, id="two-messages"),
         pytest.param(GRPC_HEADERS, message(b"{"), OK, "INTERNAL", Outcome.UNKNOWN, id="bad-json"),
-        pytest.param(GRPC_HEADERS, message(b""), OK, "INTERNAL", Outcome.UNKNOWN, id="empty-json"),
         pytest.param(
             GRPC_HEADERS, b"\x00\x40\x00\x00\x00{", OK, "RESOURCE_EXHAUSTED", Outcome.UNKNOWN, id="one-gibibyte"
         ),
@@ -76,6 +75,11 @@ async def test_malformed_answers_are_told(
     answer = await answer_of(replying(headers, body, trailers))
     assert (answer.outcome, answer.code) == (outcome, code)
     assert answer.message
+
+
+async def test_an_answer_without_bytes_is_an_empty_object() -> None:
+    answer = await answer_of(replying(GRPC_HEADERS, message(b""), OK))
+    assert (answer.outcome, answer.response) == (Outcome.DONE, {})
 
 
 async def test_error_details_that_cannot_be_read_ask_for_nothing() -> None:

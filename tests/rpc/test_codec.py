@@ -73,7 +73,6 @@ def test_what_can_be_kept_is_kept(body: bytes, kept: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
         b"{",
         b"[]",
         b'"text"',
@@ -93,6 +92,10 @@ def test_what_cannot_be_kept_is_in_doubt_for_good(body: bytes) -> None:
     with pytest.raises(Lost) as caught:
         CODEC.decode(body)
     assert (caught.value.outcome, caught.value.permanent) == (Outcome.UNKNOWN, True)
+
+
+def test_an_empty_answer_is_an_empty_object() -> None:
+    assert CODEC.decode(b"") == {}
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: json.dumps({"a": text}).encode()))

@@ -100,7 +100,9 @@ def succeeded(response: Json | None = None) -> StepSucceeded:
 
 
 def retried(delay_secs: float = 1.0, *, unknown: bool = False) -> StepRetried:
-    return StepRetried(request=SENT, started_at=BEGAN, delay_secs=delay_secs, unknown=unknown)
+    return StepRetried(
+        request=SENT, started_at=BEGAN, code="ABORTED", message="busy", delay_secs=delay_secs, unknown=unknown
+    )
 
 
 def failed(code: str = "FAILED_PRECONDITION", message: str = "no", *, unknown: bool = False) -> StepFailed:
@@ -112,7 +114,7 @@ def undone() -> CompensationSucceeded:
 
 
 def undo_retried(delay_secs: float = 1.0) -> CompensationRetried:
-    return CompensationRetried(request=SENT, started_at=BEGAN, delay_secs=delay_secs)
+    return CompensationRetried(request=SENT, started_at=BEGAN, code="ABORTED", message="busy", delay_secs=delay_secs)
 
 
 def undo_failed(code: str = "INTERNAL", message: str = "no") -> CompensationFailed:

@@ -217,6 +217,7 @@ async def test_a_waiting_saga_is_cancelled_without_waiting_for_its_turn(autojump
         saga = await saga_of(worker, waiting)
         assert (saga.status, worker.world.clock.seconds()) == (S.CANCELLED, 0.0)
         assert saga.error_message == "cancelled before it began"
+        assert worker.meter.counts["ended CANCELLED"] == 1
 
 
 async def test_a_parked_saga_that_is_cancelled_is_due_at_once(autojump_clock: MockClock) -> None:
@@ -230,6 +231,21 @@ async def test_a_parked_saga_that_is_cancelled_is_due_at_once(autojump_clock: Mo
         ended = await saga_of(worker, saga)
         assert (ended.status, seconds_of(ended.updated_at)) == (S.CANCELLED, 100.25)
         assert worker.world.story[-1] == ("undo a", 100.25)
+
+
+async def test_a_cancel_that_meets_the_parking_of_its_saga_is_not_left_to_the_poll(autojump_clock: MockClock) -> None:
+    definition = workflow(step("a"), step("b", retry=patient(initial_interval_ms=500_000)), timeout_secs=None)
+    async with worker_of({"b": [refuse("ABORTED", after_secs=1.25)]}, definition) as worker:
+        saga = await start(worker)
+
+        async def cancel_first(record: Record) -> None:
+            if record.release:
+                store_of(worker).before.clear()
+                await worker.service.cancel(saga)
+
+        store_of(worker).before["record"] = cancel_first
+        ended = await worker.end_of(saga)
+        assert (ended.status, seconds_of(ended.updated_at)) == (S.CANCELLED, 1.25)
 
 
 async def test_a_cancel_that_comes_while_the_saga_is_being_claimed_is_seen(autojump_clock: MockClock) -> None:
@@ -320,6 +336,27 @@ async def test_a_drain_lets_the_running_attempt_finish_and_frees_the_sagas(autoj
         assert worker.world.cut_off == []
 
 
+async def test_a_saga_that_could_not_be_freed_in_a_drain_is_freed_while_others_finish(
+    autojump_clock: MockClock,
+) -> None:
+    definition = workflow(step("a", retry=patient(initial_interval_ms=20_000)), timeout_secs=None)
+    async with worker_of({"a": [refuse("ABORTED"), late(20.0)]}, definition) as worker, trio.open_nursery() as nursery:
+        await start(worker)
+        await trio.sleep(20.5)  # this one is in its second attempt
+        waiting = await start(worker)
+        await settle()
+
+        async def lost(*args: Any, **kwargs: Any) -> None:
+            store_of(worker).before.clear()
+            raise Unavailable("no answer")
+
+        store_of(worker).before["release"] = lost
+        nursery.start_soon(worker.supervisor.drain)
+        await trio.sleep(2 * POLL_SECS)
+        assert worker.supervisor.active == 1
+        assert (await saga_of(worker, waiting)).owner is None
+
+
 async def test_a_drain_past_its_grace_cuts_off_and_marks_the_outcome_unknown(autojump_clock: MockClock) -> None:
     async with worker_of({"a": [hang()]}, ONE_STEP, limits=Limits(shutdown_grace_secs=7.0)) as worker:
         saga = await start(worker)
@@ -341,6 +378,27 @@ async def test_a_draining_worker_begins_nothing_but_still_accepts(autojump_clock
         await trio.sleep(10.0)
         assert (await saga_of(worker, late_comer.saga_id)) == late_comer
         assert (late_comer.owner, late_comer.status) == (None, S.STARTED)
+
+
+async def test_a_saga_that_is_being_created_when_the_drain_begins_is_left_to_others(autojump_clock: MockClock) -> None:
+    async with worker_of({}, ONE_STEP) as worker, trio.open_nursery() as nursery:
+        await trio.sleep(1.0)
+        drained = trio.Event()
+
+        async def slow(created: Created) -> None:
+            nursery.start_soon(drain)
+            await trio.sleep(1.0)
+
+        async def drain() -> None:
+            await worker.supervisor.drain()
+            drained.set()
+
+        store_of(worker).after["create"] = slow
+        saga = await saga_of(worker, await start(worker))
+        await drained.wait()
+        left = await saga_of(worker, saga.saga_id)
+        assert (left.owner, left.status, worker.world.story) == (None, S.STARTED, [])
+        assert worker.world.clock.seconds() == 2.0
 
 
 async def test_a_drain_ends_though_the_store_is_away(autojump_clock: MockClock) -> None:
@@ -407,7 +465,7 @@ async def test_a_worker_that_dies_is_succeeded_when_its_lease_has_ended(autojump
 
 
 async def test_a_stale_owner_gets_nothing_written(autojump_clock: MockClock) -> None:
-    world = World({"a": [late(10.0)]})
+    world = World({"a": [late(3.0)]})  # answers before the next renewal would tell
     async with memory_store(world, ONE_STEP) as store:
         worker = Worker(store.port, world, name="old")
         async with worker.at_work():
@@ -419,6 +477,7 @@ async def test_a_stale_owner_gets_nothing_written(autojump_clock: MockClock) -> 
             await trio.sleep(30.0)
             assert await saga_of(worker, saga) == claimed.saga
             assert await logs_of(worker, saga) == []
+            assert worker.meter.counts["lease lost"] == 1
 
 
 # --- the lease -------------------------------------------------------------------------------------------------------
@@ -472,6 +531,27 @@ async def test_a_saga_that_is_being_created_when_the_lease_is_lost_is_not_run_wi
         assert worker.world.cut_off == [(what, at) for what, at in worker.world.story]  # none outlived its beginning
 
 
+async def test_a_saga_created_after_the_lease_was_lost_calls_nobody_until_there_is_a_lease_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        worker_of({"a": [hang()]}, ONE_STEP, limits=Limits(lease_secs=15.0)) as worker,
+        trio.open_nursery() as nursery,
+    ):
+        await trio.sleep(1.5)  # between two sweeps: a sweep holds all places while it claims
+
+        async def slow(created: Created) -> None:
+            store_of(worker).away = True
+            await trio.sleep(20.0)
+            store_of(worker).away = False  # so that nothing but the worker itself keeps the saga from being begun
+
+        store_of(worker).after["create"] = slow
+        nursery.start_soon(start, worker)
+        await worker.world.until_called("a")
+        await trio.sleep(10.0)
+        assert [seen.call.epoch for seen in worker.world.seen] == [2]
+
+
 async def test_a_worker_that_lost_its_lease_starts_over_and_takes_its_sagas_up_again(
     autojump_clock: MockClock,
 ) -> None:
@@ -485,6 +565,33 @@ async def test_a_worker_that_lost_its_lease_starts_over_and_takes_its_sagas_up_a
         assert (ended.status, ended.epoch) == (S.COMPLETED, 2)
         assert worker.world.clock.seconds() <= 70.0
         assert [seen.call.attempt for seen in worker.world.seen] == [1, 1]
+
+
+async def test_what_the_store_still_has_under_a_lost_lease_is_freed_before_the_worker_takes_another(
+    autojump_clock: MockClock,
+) -> None:
+    async with worker_of({"a": [hang(), ok()]}, ONE_STEP, limits=Limits(lease_secs=15.0)) as worker:
+
+        async def lost(*args: Any) -> None:
+            raise Unavailable("no answer")
+
+        store_of(worker).before["renew_lease"] = lost
+        saga = await start(worker)
+        await worker.end_of(saga)
+        # Its lease in the store has not ended when it joins again, so nobody else would have freed the saga.
+        assert worker.world.clock.seconds() < 15.0
+
+
+async def test_a_worker_held_up_past_its_lease_takes_nothing_more_though_it_was_not_told(
+    autojump_clock: MockClock,
+) -> None:
+    async with worker_of({}, ONE_STEP, limits=Limits(lease_secs=15.0)) as worker:
+        await trio.sleep(1.5)
+        with worker.supervisor.place(saga_id(1)) as place:
+            assert place.owner == "w1"
+        autojump_clock.jump(14.0)
+        with worker.supervisor.place(saga_id(2)) as place:
+            assert place.owner is None
 
 
 async def test_a_worker_whose_lease_was_taken_away_stops_at_the_next_renewal(autojump_clock: MockClock) -> None:

@@ -220,7 +220,10 @@ ENTRIES: dict[tuple[SagaStatus, type[Fact]], Entry] = {
         [(0, EXECUTE, StepStatus.SUCCESS, 2, SENT, GOT, None)],
     ),
     (RUNNING, StepRetried): Entry(
-        running(1, 2), retried(4.0, unknown=True), {"attempt": 3, "outcome_unknown": True}, retry_in_secs=4.0
+        running(1, 2),
+        retried(4.0, unknown=True),
+        {"attempt": 3, "outcome_unknown": True, "error_message": "step b: attempt 2 failed: ABORTED: busy"},
+        retry_in_secs=4.0,
     ),
     (RUNNING, AllStepsDone): Entry(
         running(3, 1), AllStepsDone(), {"status": COMPLETED, "attempt": 0}, events=[E.SAGA_COMPLETED]
@@ -658,8 +661,27 @@ def test_a_retryable_answer_is_retried_until_max_attempts_which_counts_the_first
 
 
 def test_a_call_that_never_left_is_retried_and_leaves_nothing_unknown() -> None:
-    answer = Answer(outcome=Outcome.NOT_DONE, code="UNAVAILABLE", message="refused")
+    answer = Answer(outcome=Outcome.NOT_DONE, code="ABORTED", message="busy")
     assert judged(workflow(), Call(0, EXECUTE, 1), answer) == retried(1.0, unknown=False)
+
+
+def test_while_a_step_waits_for_a_retry_the_saga_says_why_and_takes_it_back_when_the_step_succeeds() -> None:
+    waiting = advance(running(1, 2), workflow(), retried(4.0), AT).after
+    assert waiting.error_message == "step b: attempt 2 failed: ABORTED: busy"
+    assert advance(waiting, workflow(), succeeded(), AT).after.error_message is None
+
+
+def test_a_cancel_in_the_pause_keeps_what_the_participant_said_and_when_the_action_began() -> None:
+    waiting = advance(running(1, 2), workflow(), retried(4.0), AT).after
+    (log,) = advance(waiting, workflow(), CancelObserved(began_at=BEGAN), AT).logs
+    assert log.started_at == BEGAN
+    assert log.error_message == ("cancelled while waiting to try again; step b: attempt 2 failed: ABORTED: busy")
+
+
+def test_a_cancel_that_was_there_before_the_retry_knows_when_the_action_began() -> None:
+    asked = msgspec.structs.replace(running(1, 2), cancel_requested=True)
+    (log,) = advance(asked, workflow(), retried(4.0), AT).logs
+    assert log.started_at == BEGAN
 
 
 @pytest.mark.parametrize(("answer", "is_unknown"), [(unknown(), True), (refused("ABORTED"), False)])

@@ -16,6 +16,7 @@ from saga import yaml_nodes
 from saga.errors import Detail, WorkflowInvalid
 from saga.workflow import WorkflowDefinition, decode_definition, encode_definition
 from saga.workflow_yaml import MAX_YAML_BYTES, check_files, format_detail, parse_workflow
+from server.config import load_config
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "workflows" / "order-fulfillment.yaml"
@@ -379,12 +380,16 @@ def test_the_sample_workflow_parses_and_has_an_undo_for_every_step() -> None:
     ]
 
 
-def test_the_examples_of_the_documentation_parse() -> None:
+def test_the_examples_of_the_documentation_parse(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "workflow.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 2
     for block in blocks:
-        parse_workflow(block)
+        if block.startswith("services:"):
+            (tmp_path / "config.yaml").write_text(block)
+            assert load_config(tmp_path / "config.yaml", {}).services
+        else:
+            parse_workflow(block)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
+from saga.errors import Unavailable
+from server.app import load_workflows
 from server.cli import main
 from tests.support.participants import participant
 from tests.support.postgres import PostgresServer
 from tests.support.server_process import ServerProcess, free_port, server_process
+from tests.support.world import Worker, World, memory_store
 
 WORKFLOW = "name: {name}\nsteps:\n  - {{name: only, service: shop, method: Inventory.Reserve}}\n"
 SERVICES = {"shop": {"host": "127.0.0.1", "port": 1}}
@@ -71,6 +76,26 @@ def test_a_second_signal_cuts_off(tmp_path: Path) -> None:
             server.signal(signal.SIGTERM)
         assert server.wait() == 1
         assert "Traceback" not in server.log
+
+
+def test_the_echo_of_a_signal_cuts_nothing_off(tmp_path: Path) -> None:
+    """A shell, make or timeout signals the whole group and then the child once more."""
+    with (
+        participant(flavour="grpclib", script={"*": [{"delay_secs": 0.5}]}) as shop,
+        server_process(tmp_path, {"services": {"shop": shop.settings()}}) as server,
+    ):
+        server.start()
+        server.register(WORKFLOW.format(name="slow"))
+        server.start_saga("slow", {})
+        while not shop.calls():
+            pass
+        server.signal(signal.SIGINT)
+        while "draining" not in server.log:
+            pass
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert shop.calls()[0].ended == "answered"
 
 
 def _ends_within(server: ServerProcess, secs: float) -> bool:
@@ -153,6 +178,23 @@ def test_a_bad_workflow_file_is_reported_by_name_and_line_and_the_others_load(tm
         assert "d-again.yml: name: workflow good is defined in" in server.log
 
 
+async def test_workflow_files_wait_for_a_store_that_is_away(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    (tmp_path / "good.yaml").write_text(WORKFLOW.format(name="good").replace("shop", "svc"))
+    failures = iter([Unavailable("no answer")] * 3)
+
+    async def away(*args: object) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+
+    world = World()
+    async with memory_store(world) as store, Worker(store.port, world).at_work() as worker:
+        store.before["register_workflow"] = away
+        assert await load_workflows(worker.service, tmp_path) == 1
+        assert [workflow.definition.name for workflow in await worker.service.workflows()] == ["good"]
+
+
 def test_definitions_registered_through_the_api_survive_a_restart(tmp_path: Path) -> None:
     with server_process(tmp_path, {"services": SERVICES}) as server:
         server.start()
@@ -183,6 +225,42 @@ def test_a_second_server_on_the_embedded_store_is_refused_with_a_clear_message(t
             assert second.wait() == 1
             assert "another process" in second.log
             assert "Traceback" not in second.log
+
+
+def test_a_data_dir_that_is_a_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with server_process(tmp_path, {"saga": {"data_dir": "file"}}) as server:
+        server.spawn()
+        assert server.wait() == 1
+        assert "saga: saga.data_dir: file" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "saga.sqlite3").write_text("this is not a database, whatever its name says" * 100)
+    with server_process(tmp_path, {}) as server:
+        server.spawn()
+        assert server.wait() == 1
+        assert "saga: data/saga.sqlite3: " in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("content", [None, b"garbage"])
+def test_a_descriptor_set_that_cannot_be_used_stops_the_start(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "set.bin").write_bytes(content)
+    services = {"shop": {"host": "127.0.0.1", "port": 1, "descriptor_set": "set.bin"}}
+    with server_process(tmp_path, {"services": services}) as server:
+        server.spawn()
+        assert server.wait() == 1
+        assert "services.shop.descriptor_set: set.bin: " in server.log
+
+
+def test_a_workflow_dir_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with server_process(tmp_path, {"saga": {"workflow_dir": "nowhere"}}) as server:
+        server.start()
+        assert "workflow_dir_missing folder=nowhere" in server.log
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,6 +293,7 @@ class Worker:
             world.clock,
             services={"svc"},
             max_payload_bytes=max_payload_bytes,
+            meter=self.meter,
         )
 
     @asynccontextmanager

@@ -271,6 +271,16 @@ async def test_a_workflow_is_registered_with_201_listed_and_read(site: Site) -> 
     assert read["steps"][1]["retry"]["max_attempts"] == 2
 
 
+async def test_a_workflow_whose_name_has_a_slash_can_be_read(site: Site) -> None:
+    answer = await site.client.post(
+        "/api/v1/workflows", json={"workflow_yaml": ORDER.replace("order", "shop/order", 1)}
+    )
+    assert (answer.status_code, answer.json()["name"]) == (201, "shop/order")
+    for path in ("shop/order", "shop%2Forder"):
+        read = await site.client.get(f"/api/v1/workflows/{path}")
+        assert (read.status_code, read.json()["name"]) == (200, "shop/order")
+
+
 async def test_a_bad_workflow_is_400_with_path_line_and_column_of_every_field(site: Site) -> None:
     text = "name: x\nsteps:\n  - name: a\n    service: inventory\n    method: nope\n    retry: {max_attempts: 0}\n"
     answer = await site.client.post("/api/v1/workflows", json={"workflow_yaml": text})

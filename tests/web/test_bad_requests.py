@@ -47,7 +47,17 @@ def fields(error: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nope", "/api/v1", "/api/v1/sagas/", "/api/v1/sagas/x/y", "/api/v2/sagas", "/static/../app.py", "/%ff"]
+    "path",
+    [
+        "/nope",
+        "/api/v1",
+        "/api/v1/sagas/",
+        "/api/v1/sagas/x/y",
+        "/api/v2/sagas",
+        "/static/../app.py",
+        "/%ff",
+        "/api//v1/sagas",
+    ],
 )
 async def test_an_unknown_route_is_404_in_the_envelope(site: Site, path: str) -> None:
     error_of(await site.client.get(path), 404)
