@@ -19,3 +19,7 @@ def configure(level: str, *, worker: int | None = None) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("saga").setLevel(level)
+    # Its pool tells with a traceback each time that the database is away, which we say in a line.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)
+    # Of a broker that is away it says so many times a second; saga.outbox says it once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
