@@ -9,12 +9,14 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format proto bench
+.PHONY: help demo test test-kafka lint format proto bench
 
 help:
 	@echo "make demo     run three orders against three sample services; stays up until Ctrl-C"
 	@echo "              (ARGS=--once: exit when they have ended)"
 	@echo "make test     run all tests (ARGS=tests/saga: some)"
+	@echo "make test-kafka BOOTSTRAP=host:port"
+	@echo "              run the tests of the events against a real broker (they make topics there)"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   lay out the code"
 	@echo "make proto    generate the Python of the .proto files"
@@ -25,6 +27,9 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-kafka: $(VENV)/.dev
+	SAGA_TEST_KAFKA=$(BOOTSTRAP) $(BIN)/python -m pytest -q tests/kafka $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
