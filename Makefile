@@ -20,7 +20,8 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make format   lay out the code"
 	@echo "make proto    generate the Python of the .proto files"
-	@echo "make bench    measure, and print a table"
+	@echo "make bench    measure, and print a table (ARGS=--workers: one, two and three workers)"
+	@echo "make chaos    kill workers and Postgres under load for MINUTES=1 and check that nothing is lost"
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python -m demo $(ARGS)
@@ -47,6 +48,11 @@ proto: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+MINUTES ?= 1
+
+chaos: $(VENV)/.dev
+	PYTHONPATH=.:proto $(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(ARGS)
 
 # The stamps say what is installed; a change of pyproject.toml or of a pinned version installs again.
 
