@@ -72,6 +72,7 @@ class Audit:
         self.trails: dict[str, Trail] = {}
         self.attempts = 0
         self.moves = 0
+        self.events = 0
         self._by_key: dict[str, str] = {}
         self._disowned: set[str] = set()
 
@@ -347,6 +348,7 @@ class Audit:
         self, row: Saga, trail: Trail, logs: Sequence[StepLog], events: Sequence[SagaEvent]
     ) -> None:
         told = [event.event_type for event in events]
+        self.events += len(told)
         states = [event for event in told if event is not EventType.SAGA_COMPENSATION_FAILED]
         expected = [EventType.SAGA_STARTED]
         if row.status is COMPLETED:
