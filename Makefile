@@ -9,7 +9,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kafka lint format proto bench
+.PHONY: help demo test test-kafka lint format proto bench chaos
 
 help:
 	@echo "make demo     run three orders against three sample services; stays up until Ctrl-C"
