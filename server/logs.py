@@ -21,5 +21,6 @@ def configure(level: str, *, worker: int | None = None) -> None:
     logging.getLogger("saga").setLevel(level)
     # Its pool tells with a traceback each time that the database is away, which we say in a line.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
-    # Of a broker that is away it says so many times a second; saga.outbox says it once.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    # Of a broker that is away it would say so many times a second; saga.outbox says it once, with the reason.
+    logging.getLogger("aiokafka").propagate = False
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
