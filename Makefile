@@ -9,22 +9,28 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format proto bench
+.PHONY: help demo test test-kafka lint format proto bench chaos
 
 help:
 	@echo "make demo     run three orders against three sample services; stays up until Ctrl-C"
 	@echo "              (ARGS=--once: exit when they have ended)"
 	@echo "make test     run all tests (ARGS=tests/saga: some)"
+	@echo "make test-kafka BOOTSTRAP=host:port"
+	@echo "              run the tests of the events against a real broker (they make topics there)"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   lay out the code"
 	@echo "make proto    generate the Python of the .proto files"
-	@echo "make bench    measure, and print a table"
+	@echo "make bench    measure, and print a table (ARGS=--workers: one, two and three workers)"
+	@echo "make chaos    kill workers and Postgres under load for MINUTES=1 and check that nothing is lost"
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python -m demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-kafka: $(VENV)/.dev
+	SAGA_TEST_KAFKA=$(BOOTSTRAP) $(BIN)/python -m pytest -q tests/kafka $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -42,6 +48,11 @@ proto: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+MINUTES ?= 1
+
+chaos: $(VENV)/.dev
+	PYTHONPATH=.:proto $(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(ARGS)
 
 # The stamps say what is installed; a change of pyproject.toml or of a pinned version installs again.
 

@@ -24,6 +24,7 @@ FLOOR_RATIO = 0.45
 """Steps a second over raw calls a second, at least (the project's own goal)."""
 ALONE_MS = {"postgres": 15.0, "sqlite": 10.0}
 BACKLOG_MB = 200.0
+WORKERS = (1, 2, 3)
 
 
 @contextmanager
@@ -109,6 +110,51 @@ def run(scale: float) -> dict[str, Any]:
     return results
 
 
+def run_workers(scale: float) -> dict[str, Any]:
+    """One, two and three workers on one Postgres, each with 100 sagas in flight; `scale` shortens it."""
+    results: dict[str, Any] = {"cores": os.cpu_count(), "python": sys.version.split()[0], "workers": []}
+    with running_server(durable=True) as server, participant() as port:
+        server.make_template()
+        results["postgres"] = server.version
+        for count in WORKERS:
+            sagas = int(6000 * scale)
+            say(f"{count} workers: {sagas} sagas each ...")
+            with server.cloned_database() as dsn:
+                arguments = ["--store", dsn, "--port", str(port), "--sagas", str(sagas), "--in-flight", "100"]
+                running = [
+                    subprocess.Popen([sys.executable, "-m", "bench.engine", *arguments], stdout=subprocess.PIPE)
+                    for _ in range(count)
+                ]
+                each = [json.loads(one.communicate()[0]) for one in running]
+            results["workers"].append(
+                {
+                    "workers": count,
+                    "sagas_per_s": sum(one["sagas_per_s"] for one in each),
+                    "cpu_us_per_step": sum(one["cpu_us_per_step"] for one in each) / count,
+                    "p50_ms": max(one["p50_ms"] for one in each),
+                    "p99_ms": max(one["p99_ms"] for one in each),
+                }
+            )
+    return results
+
+
+def table_of_workers(results: dict[str, Any]) -> str:
+    """The results for people."""
+    lines = [
+        f"{STEPS}-step sagas, 100 in flight a worker, all on one Postgres; participant in its own process, "
+        f"{results['cores']} cores, Python {results['python']}, PostgreSQL {results['postgres']} (fsync on), events "
+        "written to the outbox. Sagas/s are the sum over the workers, which run at the same time.",
+        "",
+        f"{'workers':>7} {'sagas/s':>8} {'CPU us/step':>11} {'p50 ms':>7} {'p99 ms':>7}",
+    ]
+    lines += [
+        f"{one['workers']:>7} {one['sagas_per_s']:>8.0f} {one['cpu_us_per_step']:>11.0f} {one['p50_ms']:>7.1f} "
+        f"{one['p99_ms']:>7.1f}"
+        for one in results["workers"]
+    ]
+    return "\n".join(lines)
+
+
 def table(results: dict[str, Any]) -> str:
     """The results for people."""
     lines = [
@@ -164,6 +210,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="bench", description="Measures the engine; prints a table.")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--scale", type=float, default=1.0, help="0.1: a tenth of the sagas, for a quick look")
+    parser.add_argument("--workers", action="store_true", help="instead: one, two and three workers on one Postgres")
     options = parser.parse_args()
-    figures = run(options.scale)
-    print(json.dumps(figures, indent=2) if options.json else table(figures))
+    figures = run_workers(options.scale) if options.workers else run(options.scale)
+    text = table_of_workers(figures) if options.workers else table(figures)
+    print(json.dumps(figures, indent=2) if options.json else text)

@@ -10,6 +10,7 @@ import argparse
 
 import bridge  # noqa: F401  isort: skip  (before grpclib)
 import json
+import os
 import random
 import resource
 import time
@@ -62,7 +63,8 @@ async def worker(store: AnyStore, port: int, max_concurrent: int) -> AsyncIterat
         draw=random.random,
         park_after_secs=30.0,
     )
-    supervisor = Supervisor(engine, catalog, "bench", Limits(max_concurrent=max_concurrent, shutdown_grace_secs=1.0))
+    limits = Limits(max_concurrent=max_concurrent, shutdown_grace_secs=1.0)
+    supervisor = Supervisor(engine, catalog, f"bench-{os.getpid()}", limits)
     service = SagaService(
         store, supervisor, catalog, watchers, clock, services=["participant"], max_payload_bytes=1 << 20
     )

@@ -71,9 +71,7 @@ class SagaRun:
     a running attempt finish. Cancelling the scope `run` is in cuts everything off; whoever does that frees the saga.
     """
 
-    def __init__(
-        self, engine: Engine, claimed: Claimed, workflow: Workflow, *, told_within_secs: float = 0.0
-    ) -> None:
+    def __init__(self, engine: Engine, claimed: Claimed, workflow: Workflow, *, told_within_secs: float = 0.0) -> None:
         """`told_within_secs`: how long ago, at most, the store said what `claimed` holds."""
         self._engine = engine
         self._definition = workflow.definition

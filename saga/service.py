@@ -18,7 +18,7 @@ import trio
 
 from saga import transitions
 from saga.catalog import Catalog
-from saga.errors import Conflict, Detail, Invalid, LeaseLost, NotFound, refused
+from saga.errors import Conflict, Detail, LeaseLost, NotFound, refused
 from saga.json_bounds import encode_within_bounds
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog

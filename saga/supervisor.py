@@ -69,6 +69,7 @@ class Supervisor:
         # an error although it happened, or is still to happen.
         self._doubt_ends = 0.0
         self._being_created: set[str] = set()
+        self._releasing = False
         # Sagas may be waiting in the store, older than any that is started now: they go first.
         self._backlog = True
         # Another worker has told of a saga that is due. It may take that one itself, so this holds up no start here.
@@ -100,7 +101,7 @@ class Supervisor:
     @contextmanager
     def place(self, saga_id: str) -> Iterator[Place]:
         """Holds a place while a saga is being created, if there is one and nobody older is waiting for it."""
-        free = self._may_take_more and not self._backlog and self.room > 0
+        free = self._may_take_more and not self._releasing and not self._backlog and self.room > 0
         self._reserved += free
         self._being_created.add(saga_id)
         try:
@@ -118,7 +119,9 @@ class Supervisor:
         if owned and self._nursery is not None:
             self._start(Claimed(saga=saga), workflow)
         elif owned:
-            log.info("saga_left_to_others saga_id=%s", saga.saga_id)  # stopped meanwhile: `drain` frees it, or its lease
+            log.info(
+                "saga_left_to_others saga_id=%s", saga.saga_id
+            )  # stopped meanwhile: `drain` frees it, or its lease
         else:
             self.wake()
 
@@ -284,10 +287,14 @@ class Supervisor:
 
     async def _release_what_nobody_runs(self) -> None:
         if trio.current_time() < self._doubt_ends and self._holds_lease:
-            # Claims are made by this very task. A creation that begins meanwhile may lose its saga again before its
-            # first move, which then finds no lease: nobody was called.
+            # Claims are made by this very task. What is created until this has landed is not in the list, so it must
+            # not be ours: it would be freed while it runs.
             known = [*self._runs, *self._being_created]
-            self._backlog |= await self._engine.store.release_all_but(self.worker_id, known) > 0
+            self._releasing = True
+            try:
+                self._backlog |= await self._engine.store.release_all_but(self.worker_id, known) > 0
+            finally:
+                self._releasing = False
 
     async def _pass_on_cancel_requests(self) -> None:
         """Those that another worker accepted; ours reach their runs at once."""

@@ -34,11 +34,13 @@ from saga.service import SagaService
 from saga.supervisor import Limits, Supervisor
 from saga.watchers import Watchers
 from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
-from server.config import Config, ConfigInvalid
+from server.config import Config, ConfigInvalid, KafkaConfig
 from server.errors import CannotStart
 from server.version import product_version
 from store.errors import MigrationError, StoreInUse
 from store.instants import SystemClock
+from store.kafka import KafkaPublisher, KafkaSettings
+from store.outbox import Relay
 from store.postgres import PostgresStore, open_postgres
 from store.sqlite import MEMORY, SqliteStore, open_sqlite
 from web.app import create_app
@@ -163,8 +165,6 @@ async def _opened_embedded(stack: AsyncExitStack, config: Config, events: bool) 
 async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> AnyStore | None:
     """The store the configuration names. A database that is away is waited for; None: told to stop meanwhile."""
     events = config.kafka is not None
-    if events:
-        log.warning("events_not_relayed: the outbox is written, this release does not publish it to Kafka yet")
     pause_secs, longest = STORE_PAUSE_SECS
     try:
         if config.database is None:
@@ -196,6 +196,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     """The server, from the first claim of a saga to the last answer of a drain."""
     clock, meter, watchers, catalog = SystemClock(), PrometheusMeter(), Watchers(), Catalog(store)
     caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{random.randbytes(4).hex()}"
     supervisor = Supervisor(
         Engine(
             store=store,
@@ -207,7 +208,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             park_after_secs=config.saga.park_after_secs,
         ),
         catalog,
-        worker_id=f"{socket.gethostname()}-{os.getpid()}-{random.randbytes(4).hex()}",
+        worker_id=worker_id,
         limits=Limits(
             max_concurrent=config.saga.max_concurrent,
             lease_secs=config.saga.lease_secs,
@@ -225,7 +226,17 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         meter=meter,
     )
     _read_counts(meter, supervisor, store)
-    app = create_app(service, drain=drain, meter=meter, version=product_version())
+    relay = None if config.kafka is None else _relay_to(config.kafka, store, worker_id, config.saga.lease_secs)
+    if relay is not None:
+        _read_relay_counts(meter, relay)
+    app = create_app(
+        service,
+        drain=drain,
+        meter=meter,
+        version=product_version(),
+        # Sagas run without the broker: their events wait.
+        optional_checks={} if relay is None else {"kafka": relay.check},
+    )
     host, grace_secs = config.server.host, config.saga.shutdown_grace_secs
     sagas_left = trio.Event()
     ends_at = float("inf")
@@ -242,6 +253,8 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     try:
         async with trio.open_nursery() as workers:
             await workers.start(supervisor.run)
+            if relay is not None:
+                await workers.start(relay.run)
             if config.saga.retention_days > 0:
                 workers.start_soon(Retention(store, meter, config.saga.retention_days).run)
             with drain.ends_early():
@@ -264,6 +277,23 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     finally:
         with trio.move_on_after(CLOSE_SECS, shield=True):
             await caller.aclose()
+
+
+def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float) -> Relay:
+    settings = KafkaSettings(
+        brokers=kafka.brokers,
+        security_protocol=kafka.security_protocol.value,
+        sasl_mechanism=None if kafka.sasl is None else kafka.sasl.mechanism.value,
+        username=None if kafka.sasl is None else kafka.sasl.username,
+        password=None if kafka.sasl is None else kafka.sasl.password.reveal(),
+    )
+    return Relay(
+        store.outbox,
+        KafkaPublisher(settings, client_id=f"saga-{worker_id}"),
+        relay_id=worker_id,
+        topic=kafka.topic,
+        lease_secs=lease_secs,
+    )
 
 
 async def _serve_grpc(
@@ -370,4 +400,19 @@ def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore
     )
     meter.read_counter(
         "saga_group_commit_seconds", "Time spent in them", lambda: sum(lane.busy_seconds for lane in store.lanes)
+    )
+
+
+def _read_relay_counts(meter: PrometheusMeter, relay: Relay) -> None:
+    meter.read_counter("saga_outbox_published", "Events the broker has acknowledged", lambda: relay.published)
+    meter.read_counter(
+        "saga_outbox_dead", "Messages the broker refused for good: someone has to look", lambda: relay.dead
+    )
+    meter.read_gauge(
+        "saga_outbox_pending",
+        "Events that wait in the part of the outbox this worker relays, as of the last few seconds",
+        lambda: relay.backlog.pending,
+    )
+    meter.read_gauge(
+        "saga_outbox_oldest_seconds", "How long the oldest of them has waited", lambda: relay.backlog.oldest_secs
     )

@@ -19,5 +19,8 @@ def configure(level: str, *, worker: int | None = None) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("saga").setLevel(level)
-    # Its pool tells of a database that is away by a traceback for each try; the store says so in a line.
+    # Its pool tells with a traceback each time that the database is away, which we say in a line.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
+    # Of a broker that is away it would say so many times a second; saga.outbox says it once, with the reason.
+    logging.getLogger("aiokafka").propagate = False
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())

@@ -11,6 +11,7 @@ whenever it can, from memory that grows. A new one costs two round trips.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -76,6 +77,9 @@ UNCLEAR = (UnknownError, CorruptRecordException)
 """The broker met something unexpected (so it answers for codes newer than the library too), or got damaged bytes."""
 
 
+_LIBRARY_LOG = logging.getLogger("aiokafka")
+
+
 @dataclass(frozen=True)
 class KafkaSettings:
     """How to reach the brokers. `security_protocol` and `sasl_mechanism` as Kafka spells them."""
@@ -136,16 +140,18 @@ class KafkaPublisher:
             sasl_plain_username=settings.username,
             sasl_plain_password=settings.password,
         )
-        try:
-            async with asyncio.timeout(CONNECT_SECS):
-                await producer.start()
-        except BaseException as error:
-            # Also when start() was cut short: what it has opened is to be closed.
-            await _stop(producer)
-            if isinstance(error, KafkaError | OSError | TimeoutError):
-                brokers = ", ".join(settings.brokers)
-                raise BrokerAway(f"no broker of {brokers} can be reached: {_told(error)}") from error
-            raise
+        with _LastWords() as last_words:
+            try:
+                async with asyncio.timeout(CONNECT_SECS):
+                    await producer.start()
+            except BaseException as error:
+                # Also when start() was cut short: what it has opened is to be closed.
+                await _stop(producer)
+                if isinstance(error, KafkaError | OSError | TimeoutError):
+                    brokers = ", ".join(settings.brokers)
+                    why = last_words.text or _told(error)
+                    raise BrokerAway(f"no broker of {brokers} can be used: {why}") from error
+                raise
         self._producer = producer
 
     async def _discard(self) -> None:
@@ -281,6 +287,25 @@ class _Work:
         for place in places:
             self._outcomes[place] = outcome
         self._settled.update(places)
+
+
+class _LastWords(logging.Handler):
+    """What the library has logged last in the block. Why it cannot connect (a bad password, an unknown certificate) it
+    tells nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+    def __enter__(self) -> _LastWords:
+        _LIBRARY_LOG.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _LIBRARY_LOG.removeHandler(self)
 
 
 async def _ask_for_metadata(producer: Any) -> bool:

@@ -224,8 +224,8 @@ class Relay:
         await self._publisher.check()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Passes for ever: at once when this process has committed events, else now and then. Cancelled, it notes what
-        the broker has acknowledged and leaves."""
+        """Passes for ever: at once when this process has committed events, else now and then. Cancelled, it makes one
+        more, in bounded time, and leaves its partitions to others."""
         task_status.started()
         pause_secs, longest_secs = RETRY_SECS
         longest_secs = min(longest_secs, self._lease_secs / 3)
@@ -253,11 +253,15 @@ class Relay:
                         await self._outbox.bell.heard()
         finally:
             with trio.move_on_after(STOP_SECS, shield=True):
-                await self._publisher.aclose()
                 try:
+                    if self.trouble is None:
+                        # What this process has committed last need not wait for the next one.
+                        await self.run_once()
                     await self._outbox.leave(self._relay_id)
-                except Unavailable:
-                    pass  # the lease ends by itself
+                except (Unavailable, BrokerAway):
+                    pass  # the events wait, the lease ends by itself
+            with trio.CancelScope(shield=True):
+                await self._publisher.aclose()
 
     async def run_once(self) -> Pass:
         """One pass. `Unavailable`, `BrokerAway`: nothing could be done at all, or not be noted."""

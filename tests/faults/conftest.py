@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.postgres import PostgresServer, running_server
+
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_config(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
@@ -14,3 +16,22 @@ def store_config(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         yield {}
     else:
         yield {"DATABASE_URL": request.getfixturevalue("postgres_dsn")}
+
+
+@pytest.fixture(scope="session")
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server that a test may stop and crash: no other folder uses it."""
+    with running_server() as server:
+        server.make_template()
+        yield server
+
+
+@pytest.fixture
+def breakable(own_postgres: PostgresServer) -> Iterator[tuple[PostgresServer, str]]:
+    """That server, and the DSN of a migrated database of the test's own on it."""
+    with own_postgres.cloned_database() as dsn:
+        try:
+            yield own_postgres, dsn
+        finally:
+            if not own_postgres.is_running:
+                own_postgres.start()

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-import trio
 
 from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepAction, StepLog, StepStatus
 from saga.ports import Answer, Created, Outcome, Recorded, StepCall
@@ -72,6 +71,7 @@ class Audit:
         self.trails: dict[str, Trail] = {}
         self.attempts = 0
         self.moves = 0
+        self.events = 0
         self._by_key: dict[str, str] = {}
         self._disowned: set[str] = set()
 
@@ -256,7 +256,7 @@ class Audit:
         self._world.chance.note("cancel answered", saga_id)
         self.trails[saga_id].cancel_answered = True
         row = self._world.database.get(saga_id)
-        if row is None or not row.cancel_requested and row.status is not CANCELLED:
+        if row is None or (not row.cancel_requested and row.status is not CANCELLED):
             self.breach("a cancel was answered before it was stored", saga_id)
 
     def cancel_refused(self, saga_id: str) -> None:
@@ -343,10 +343,9 @@ class Audit:
         if order not in [[*plan, *again] for plan in expected]:
             self.breach("compensations are not in reverse, each once", row.saga_id, order, "expected", expected, again)
 
-    def _check_events(
-        self, row: Saga, trail: Trail, logs: Sequence[StepLog], events: Sequence[SagaEvent]
-    ) -> None:
+    def _check_events(self, row: Saga, trail: Trail, logs: Sequence[StepLog], events: Sequence[SagaEvent]) -> None:
         told = [event.event_type for event in events]
+        self.events += len(told)
         states = [event for event in told if event is not EventType.SAGA_COMPENSATION_FAILED]
         expected = [EventType.SAGA_STARTED]
         if row.status is COMPLETED:

@@ -78,9 +78,7 @@ def _workflow(dice: random.Random, name: str) -> WorkflowDefinition:
                 input=request if mapped else None,
             )
         )
-    return WorkflowDefinition(
-        name=name, steps=tuple(steps), timeout_secs=dice.choice((None, None, 3.0, 12.0))
-    )
+    return WorkflowDefinition(name=name, steps=tuple(steps), timeout_secs=dice.choice((None, None, 3.0, 12.0)))
 
 
 def _policy(dice: random.Random, max_attempts: int) -> RetryPolicy:

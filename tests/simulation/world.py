@@ -7,7 +7,6 @@ had sent may land after its death, what it would have sent does not. Another one
 
 from __future__ import annotations
 
-import gc
 import logging
 import types
 import uuid
@@ -24,7 +23,7 @@ from trio.testing import MockClock
 import saga.service
 from saga.catalog import Catalog
 from saga.errors import Conflict, NotFound, Unavailable
-from saga.model import Saga, SagaEvent, SagaStatus
+from saga.model import Saga, SagaEvent
 from saga.ports import Answer, StepCall
 from saga.runner import Engine
 from saga.service import SagaService, StartSaga
@@ -59,6 +58,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     sagas: int
     attempts: int
     moves: int
+    events: int
     virtual_secs: float
     faults: dict[str, int]
     ends: dict[str, int]
@@ -201,7 +201,7 @@ class World:
             return None
         if worker.dies_in is not None:
             worker.dies_in -= 1
-            if worker.dies_in < 0:
+            if worker.dies_in <= 0 and (worker.dies_in < 0 or dice.random() < 0.6):
                 return self._die_at(worker, name)
         if now < self._away_until or now < door.cut_off_until:
             self.chance.fault("database: away", door.worker_id, name)
@@ -263,7 +263,7 @@ class World:
         if worker.dies_in is None or self.calm or worker.dead:
             return
         worker.dies_in -= before
-        if worker.dies_in <= 0:
+        if worker.dies_in < 0 or (worker.dies_in == 0 and (not before or self.chance.dice.random() < 0.5)):
             self.chance.fault("crash: before a call" if before else "crash: after a call", worker.name)
             worker.crash()
 
@@ -310,12 +310,9 @@ class World:
             self._names += 1
             worker = Worker(self, f"worker-{self._names}")
             self._by_door[worker.door] = worker
-            with trio.CancelScope() as starting:
-                self._starting.add(starting)
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(worker.live)
-                    self._starting.discard(starting)
-                    self.workers.append(worker)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(worker.live)
+                self.workers.append(worker)
             if worker in self.workers:
                 self.workers.remove(worker)
             self.crashed_sagas += worker.meter.counts["crashed"]
@@ -447,7 +444,6 @@ class World:
         self._began = trio.current_time()
         self._over = False
         self._by_door: dict[Door, Worker] = {}
-        self._starting: set[trio.CancelScope] = set()
         with self._opened() as self.database:
             for definition in workflows_of(self.chance.dice):
                 version = self.database.register_workflow(definition, "").version
@@ -499,6 +495,7 @@ class World:
             sagas=len(self.audit.trails),
             attempts=self.audit.attempts,
             moves=self.audit.moves,
+            events=self.audit.events,
             virtual_secs=self.virtual_secs,
             faults=dict(self.chance.faults),
             ends=dict(ends),
@@ -527,5 +524,4 @@ def deterministic(seed: int) -> Iterator[None]:
         undo.enter_context(patch.object(saga.service, "uuid", seeded))
         scheduler._r.seed(seed)
         logging.getLogger("saga").setLevel(logging.CRITICAL + 1)
-        gc.collect()
         yield

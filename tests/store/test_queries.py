@@ -86,7 +86,8 @@ def test_every_file_is_a_query_file_or_a_migration_with_both_halves(dialect: Dia
             statements = [
                 line for line in (folder(dialect) / name).read_text().splitlines() if line[:2] not in ("", "--")
             ]
-            assert not statements[0].startswith("DROP"), name
+            # A number may have nothing to do on one of the two databases.
+            assert not any(statement.startswith("DROP") for statement in statements[:1]), name
 
 
 @pytest.mark.parametrize("dialect", Dialect)

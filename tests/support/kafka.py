@@ -120,9 +120,9 @@ class RealBroker:
     def topic(self, partitions: int = 3, *, max_message_bytes: int | None = None) -> str:
         name = f"saga-{uuid.uuid4().hex}"
         config = {} if max_message_bytes is None else {"max.message.bytes": str(max_message_bytes)}
-        made = AdminClient({"bootstrap.servers": self.bootstrap}).create_topics(
-            [NewTopic(one, partitions, 1, config=config) for one in (name, f"{name}.dlq")]
-        )
+        # Named: the library gives up what a client without references was asked for.
+        client = AdminClient({"bootstrap.servers": self.bootstrap})
+        made = client.create_topics([NewTopic(one, partitions, 1, config=config) for one in (name, f"{name}.dlq")])
         for future in made.values():
             future.result(READ_SECS)
         return name

@@ -69,9 +69,14 @@ class Script:
     def _behaviour(self, method: str) -> dict[str, Any]:
         script = json.loads(self._script.read_text())
         methods = script["methods"]
-        since = Counter(entry["method"] for entry in self._past[script["after"] :])
-        used = since[method] if method in methods else sum(since.values())
-        for behaviour in methods.get(method, methods.get("*", [])):
+        behaviours = methods.get(method, methods.get("*", []))
+        used = 0
+        if any("times" in behaviour for behaviour in behaviours):
+            since = Counter(entry["method"] for entry in self._past[script["after"] :])
+            used = since[method] if method in methods else sum(since.values())
+        for behaviour in behaviours:
+            if len(self._past) % behaviour.get("every", 1):
+                continue
             if used < behaviour.get("times", sys.maxsize):
                 return dict(behaviour)
             used -= behaviour["times"]

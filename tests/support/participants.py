@@ -20,6 +20,7 @@ not used up serves the call; the last is for ever.
     {"die": "before" | "after"}  kills its own process (SIGKILL) before or after the effect is noted, without an answer
     {"raw": "<base64>"}          these bytes as the message
     {"times": n}                 beside any other key: only for n calls (the count survives `restart()`)
+    {"every": n}                 beside any other key: only for every n-th call of the participant
     {"once": true}               beside any other key: a good participant; the work of an idempotency key is done once,
                                  however often it is asked for (also across `restart()`)
     {"effect": true}             beside "status", "hang" or "raw": the effect is noted although no success is told

@@ -63,6 +63,10 @@ class PostgresServer:
         self._process, self.port = launch(None)
         self.version = version
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def start(self) -> None:
         """Starts it again where it was, with the data it had."""
         self._process, _ = self._launch(self.port)

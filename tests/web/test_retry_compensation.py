@@ -119,7 +119,7 @@ async def test_every_fault_of_a_correction_is_told_by_its_path_and_nothing_is_ru
 async def test_a_correction_over_the_limit_of_a_payload_is_413() -> None:
     async with open_site(max_payload_bytes=100) as site:
         saga_id = await failed_undo(site)
-        body = {"steps": {"reserve": {"input": {"x": "y" * 100}}}}
+        body: dict[str, Any] = {"steps": {"reserve": {"input": {"x": "y" * 100}}}}
         assert [detail["field"] for detail in error_of(await retry(site, saga_id, body), 413)["details"]] == [
             "steps.reserve.input"
         ]
@@ -128,7 +128,7 @@ async def test_a_correction_over_the_limit_of_a_payload_is_413() -> None:
 async def test_corrections_of_a_saga_with_nothing_to_retry_are_409_and_of_none_404(site: Site) -> None:
     saga_id = await site.start()
     await site.ended(saga_id)
-    body = {"steps": {"reserve": {"input": {}}}}
+    body: dict[str, Any] = {"steps": {"reserve": {"input": {}}}}
     error_of(await retry(site, saga_id, body), 409)
     error_of(await retry(site, "00000000-0000-4000-8000-000000000000", body), 404)
 

@@ -1,0 +1,25 @@
+"""A short run of `make chaos`: a few troubles each, on two and on three workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.chaos import run
+from tests.support.postgres import PostgresServer
+
+
+@pytest.mark.parametrize(
+    ("workers", "seed", "troubles"),
+    [
+        pytest.param(2, 1, ("kill", "freeze"), id="two-workers-killed-and-frozen"),
+        pytest.param(3, 2, ("kill", "kill", "cut", "crash"), id="three-workers-and-postgres"),
+    ],
+)
+def test_workers_that_are_killed_under_load_lose_nothing_and_do_nothing_twice(
+    tmp_path: Path, breakable: tuple[PostgresServer, str], workers: int, seed: int, troubles: tuple[str, ...]
+) -> None:
+    postgres, dsn = breakable
+    done = run(tmp_path, postgres, dsn, workers=workers, seed=seed, troubles=troubles, is_over=lambda count: count >= 5)
+    assert done["sagas"] > 0
