@@ -1,5 +1,5 @@
-"""What must hold of every run. Written from docs/semantics.md, not from the engine: its own table of states, its own idea
-of the order of undos, its own count of attempts.
+"""What must hold of every run. Written from docs/semantics.md, not from the engine: its own table of states, its own
+idea of the order of undos, its own count of attempts.
 
 Most rules are checked at the instant something happens (a move lands, a call begins, a client is answered), the rest
 when the run is over. A breach is noted, never raised: the engine catches errors, and would put the saga aside.
@@ -212,7 +212,7 @@ class Audit:
         made.number, made.epoch = call.attempt, call.epoch
 
     def _check_request(self, trail: Trail, call: StepCall, executing: bool) -> None:
-        expected = {"order": trail.number}
+        expected: dict[str, object] = {"order": trail.number}
         step = trail.workflow.steps[call.step_index]
         if executing and step.input is not None:
             expected |= {"of": call.saga_id}

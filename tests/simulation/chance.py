@@ -1,7 +1,7 @@
 """What goes wrong, when and how often: drawn from one seed, counted by kind.
 
-`Climate` is what a whole run is like, `Chance` throws the dice as the run goes. Every draw is made in the order in which
-the simulated world asks, and that order follows from the seed: the same seed gives the same run.
+`Climate` is what a whole run is like, `Chance` throws the dice as the run goes. Every draw is made in the order in
+which the simulated world asks, and that order follows from the seed: the same seed gives the same run.
 """
 
 from __future__ import annotations
