@@ -35,7 +35,7 @@ class Guide:
     """Runs the README's lines; only the ports are others, as the usual ones may be in use here."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, hotel_port = free_port(), free_port()
+        self.port, grpc_port, hotel_port = free_ports(3)
         self._folder = folder
         self._running: list[subprocess.Popen[str]] = []
         for name, text in FILES.items():
@@ -45,7 +45,7 @@ class Guide:
             "PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"],
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")]),
             "SAGA__SERVER__PORT": str(self.port),
-            "SAGA__SERVER__GRPC_PORT": str(free_port()),
+            "SAGA__SERVER__GRPC_PORT": str(grpc_port),
         }
 
     def command(self, start: str) -> list[str]:
