@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,18 +16,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.server_process import free_ports
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = README[README.index("## Your own workflow") : README.index("## Beside Temporal")]
 FILES: dict[str, str] = dict(re.findall(r"`([\w./-]+\.(?:proto|py|yaml))`:\n\n```\w+\n(.*?)```", GUIDE, re.DOTALL))
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
 COMMANDS = "".join(text for language, text in BLOCKS if not language).replace("\\\n", "").splitlines()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Guide:
