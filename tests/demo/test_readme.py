@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.server_process import free_ports
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = README[README.index("## Your own workflow") : README.index("## Beside Temporal")]
@@ -25,17 +26,11 @@ BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.D
 COMMANDS = "".join(text for language, text in BLOCKS if not language).replace("\\\n", "").splitlines()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Guide:
     """Runs the README's lines; only the ports are others, as the usual ones may be in use here."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, hotel_port = free_port(), free_port()
+        self.port, grpc_port, hotel_port = free_ports(3)
         self._folder = folder
         self._running: list[subprocess.Popen[str]] = []
         for name, text in FILES.items():
@@ -45,7 +40,7 @@ class Guide:
             "PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"],
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")]),
             "SAGA__SERVER__PORT": str(self.port),
-            "SAGA__SERVER__GRPC_PORT": str(free_port()),
+            "SAGA__SERVER__GRPC_PORT": str(grpc_port),
         }
 
     def command(self, start: str) -> list[str]:

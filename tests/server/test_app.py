@@ -19,11 +19,15 @@ from server.app import load_workflows
 from server.cli import main
 from tests.support.participants import participant
 from tests.support.postgres import PostgresServer
-from tests.support.server_process import ServerProcess, free_port, server_process
+from tests.support.server_process import ServerProcess, free_port, free_ports, server_process
 from tests.support.world import Worker, World, memory_store
 
 WORKFLOW = "name: {name}\nsteps:\n  - {{name: only, service: shop, method: Inventory.Reserve}}\n"
 SERVICES = {"shop": {"host": "127.0.0.1", "port": 1}}
+
+
+def two_free_ports() -> dict[str, Any]:
+    return dict(zip(("port", "grpc_port"), free_ports(2), strict=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -109,9 +113,7 @@ def _ends_within(server: ServerProcess, secs: float) -> bool:
 @pytest.mark.parametrize("key", ["port", "grpc_port"])
 def test_a_taken_port_is_named_with_its_key(tmp_path: Path, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, server_process(tmp_path, {}) as server:
-        server.config.write_text(
-            json.dumps({"server": {"port": free_port(), "grpc_port": free_port(), key: taken.getsockname()[1]}})
-        )
+        server.config.write_text(json.dumps({"server": {**two_free_ports(), key: taken.getsockname()[1]}}))
         server.spawn()
         assert server.wait() == 1
         assert f"saga: server.{key}: cannot listen on 127.0.0.1:{taken.getsockname()[1]}" in server.log
@@ -149,13 +151,13 @@ def test_what_is_not_there_yet_is_refused_rather_than_left_out(
 
 
 def test_without_auth_it_listens_on_loopback_only_unless_insecure(tmp_path: Path) -> None:
-    everywhere = {"server": {"host": "0.0.0.0", "port": free_port(), "grpc_port": free_port()}}
+    everywhere = {"server": {"host": "0.0.0.0", **two_free_ports()}}
     with server_process(tmp_path, everywhere) as server:
         server.spawn()
         assert server.wait() == 1
         assert "server.host: expected a loopback address" in server.log
     with server_process(tmp_path, everywhere, "--insecure") as server:
-        server.port = everywhere["server"]["port"]  # type: ignore[assignment]  # an int in a mixed dict
+        server.port = everywhere["server"]["port"]
         server.start()
         assert "no_access_control" in server.log
 

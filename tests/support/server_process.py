@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,15 @@ ROOT = Path(__file__).parents[2]
 START_SECS = 30.0
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on, each another: all are held until all are known."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 class ServerProcess:
@@ -39,7 +44,7 @@ class ServerProcess:
         program: tuple[str, ...] = ("-m", "server.cli"),
     ):
         self.folder = folder
-        self.port, self.grpc_port = free_port(), free_port()
+        self.port, self.grpc_port = free_ports(2)
         self.config = folder / "config.yaml"
         # JSON is YAML.
         self.config.write_text(json.dumps({"server": {"port": self.port, "grpc_port": self.grpc_port}, **config}))
