@@ -1,5 +1,5 @@
-"""What must hold of every run. Written from docs/semantics.md, not from the engine: its own table of states, its own idea
-of the order of undos, its own count of attempts.
+"""What must hold of every run. Written from docs/semantics.md, not from the engine: its own table of states, its own
+idea of the order of undos, its own count of attempts.
 
 Most rules are checked at the instant something happens (a move lands, a call begins, a client is answered), the rest
 when the run is over. A breach is noted, never raised: the engine catches errors, and would put the saga aside.
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-import trio
 
 from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepAction, StepLog, StepStatus
 from saga.ports import Answer, Created, Outcome, Recorded, StepCall
 from saga.workflow import OnUnknown, WorkflowDefinition
 from store.rows import CreateRow, MoveRow
+from tests.simulation.broker import TOPIC, Broker
 from tests.simulation.door import Door
+from tests.simulation.tables import Tables
 
 if TYPE_CHECKING:
     from tests.simulation.world import Worker, World
@@ -213,7 +214,7 @@ class Audit:
         made.number, made.epoch = call.attempt, call.epoch
 
     def _check_request(self, trail: Trail, call: StepCall, executing: bool) -> None:
-        expected = {"order": trail.number}
+        expected: dict[str, object] = {"order": trail.number}
         step = trail.workflow.steps[call.step_index]
         if executing and step.input is not None:
             expected |= {"of": call.saga_id}
@@ -257,7 +258,7 @@ class Audit:
         self._world.chance.note("cancel answered", saga_id)
         self.trails[saga_id].cancel_answered = True
         row = self._world.database.get(saga_id)
-        if row is None or not row.cancel_requested and row.status is not CANCELLED:
+        if row is None or (not row.cancel_requested and row.status is not CANCELLED):
             self.breach("a cancel was answered before it was stored", saga_id)
 
     def cancel_refused(self, saga_id: str) -> None:
@@ -296,6 +297,29 @@ class Audit:
             self._check_logs(row, trail, logs)
             self._check_events(row, trail, logs, self._world.events_of(saga_id))
             self._check_ledger(row, trail, participants.effects, participants.undone)
+
+    def close_events(self, tables: Tables, broker: Broker) -> None:
+        """Each event has arrived at least once and first in its turn, or was refused for good and laid aside."""
+        for saga_id, announced in tables.outbox.items():
+            key = saga_id.encode()
+            arrived = broker.arrived.get((TOPIC, key), [])
+            first = list(dict.fromkeys(arrived))
+            expected = [
+                (one.event_id, one.event.event_type.value) for one in announced if one.number not in tables.removed
+            ]
+            if first != expected:
+                self.breach("events are missing at the broker, or out of order", saga_id, first, "expected", expected)
+            copies = dict.fromkeys(broker.arrived.get((f"{TOPIC}.dlq", key), []))
+            for one in announced:
+                if one.number in tables.removed and (one.number, TOPIC) not in tables.dead:
+                    self.breach("an event was removed and not laid aside", saga_id, one.event)
+                if one.event.event_type is not EventType.SAGA_COMPENSATION_FAILED:
+                    continue
+                copied = (one.event_id, one.event.event_type.value) in copies
+                if not copied and (one.number, f"{TOPIC}.dlq") not in tables.dead:
+                    self.breach("a failed compensation is not among the dead letters", saga_id)
+        if any(tables.unpublished):
+            self.breach("events wait for ever", sum(map(len, tables.unpublished)))
 
     def _check_logs(self, row: Saga, trail: Trail, logs: Sequence[StepLog]) -> None:
         saga_id, reached = row.saga_id, row.current_step
@@ -344,9 +368,7 @@ class Audit:
         if order not in [[*plan, *again] for plan in expected]:
             self.breach("compensations are not in reverse, each once", row.saga_id, order, "expected", expected, again)
 
-    def _check_events(
-        self, row: Saga, trail: Trail, logs: Sequence[StepLog], events: Sequence[SagaEvent]
-    ) -> None:
+    def _check_events(self, row: Saga, trail: Trail, logs: Sequence[StepLog], events: Sequence[SagaEvent]) -> None:
         told = [event.event_type for event in events]
         self.events += len(told)
         states = [event for event in told if event is not EventType.SAGA_COMPENSATION_FAILED]

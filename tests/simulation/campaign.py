@@ -61,9 +61,7 @@ def one_run(seed: int) -> Outcome:
     return World(seed, SAGAS_IN_A_RUN).run()
 
 
-def simulate(
-    sagas: int, seed: int, *, processes: int = 1, progress: Callable[[Report], None] | None = None
-) -> Report:
+def simulate(sagas: int, seed: int, *, processes: int = 1, progress: Callable[[Report], None] | None = None) -> Report:
     """Runs with the seeds `seed`, `seed + 1`, … until there were that many sagas; stops at the first run that broke a
     rule, for a broken engine breaks it often."""
     report = Report()

@@ -1,7 +1,7 @@
 """What goes wrong, when and how often: drawn from one seed, counted by kind.
 
-`Climate` is what a whole run is like, `Chance` throws the dice as the run goes. Every draw is made in the order in which
-the simulated world asks, and that order follows from the seed: the same seed gives the same run.
+`Climate` is what a whole run is like, `Chance` throws the dice as the run goes. Every draw is made in the order in
+which the simulated world asks, and that order follows from the seed: the same seed gives the same run.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Climate(msgspec.Struct, frozen=True, kw_only=True):
     watchers: float
     misfortunes: int
     """Crashes, stops, cut lines and outages."""
+    relays: bool
+    """Whether the workers relay the outbox to a broker; else its rows are what is checked."""
 
 
 def climate_of(dice: random.Random, sagas: int) -> Climate:
@@ -49,7 +51,8 @@ def climate_of(dice: random.Random, sagas: int) -> Climate:
         cancels=dice.choice((0.0, 0.1, 0.3)),
         duplicates=0.15,
         watchers=0.03,
-        misfortunes=round(dice.randint(0, 10) * rough),
+        misfortunes=round(dice.randint(0, 14) * rough),
+        relays=dice.random() < 0.4,
     )
 
 
@@ -78,9 +81,7 @@ def _workflow(dice: random.Random, name: str) -> WorkflowDefinition:
                 input=request if mapped else None,
             )
         )
-    return WorkflowDefinition(
-        name=name, steps=tuple(steps), timeout_secs=dice.choice((None, None, 3.0, 12.0))
-    )
+    return WorkflowDefinition(name=name, steps=tuple(steps), timeout_secs=dice.choice((None, None, 3.0, 12.0)))
 
 
 def _policy(dice: random.Random, max_attempts: int) -> RetryPolicy:
