@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import trio
 from bridge import open_loop
 from saga.model import EventType, SagaStatus
 from saga.ports import Store
+from store.cloudevents import message_of
 from store.outbox import Bell, DeadMessage, Outbox, Settled, fair_share
 from store.postgres import PostgresStore, open_postgres
 from store.sqlite import SqliteStore
@@ -118,6 +120,27 @@ async def test_what_is_refused_is_laid_aside_with_the_reason_and_kept_when_its_s
         ("t.dlq", '{"a": 1}', "no such topic", "SAGA_STARTED"),
         ("t.dlq", "{}", "no such topic", "SAGA_RUNNING"),
     ]
+
+
+async def test_the_statement_of_the_documents_sends_what_was_laid_aside_once_more(postgres_dsn: str) -> None:
+    text = (Path(__file__).parents[2] / "docs/semantics.md").read_text("utf-8")
+    (statement,) = re.findall(r"```sql\n(.*outbox_dead.*?)```", text, re.DOTALL)
+    database = Database("postgres", postgres_dsn)
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
+        await announced(store, EventType.SAGA_RUNNING, EventType.SAGA_COMPENSATION_FAILED)
+        await store.outbox.take_share(RELAY, LEASE_SECS)
+        events = await store.outbox.pending(RELAY, limit=10, max_bytes=MUCH)
+        messages = [(one, message_of(one, topic)) for one in events for topic in ("t", "t.dlq")]
+        dead = tuple(
+            DeadMessage(id=one.id, topic=message.topic, message=message.value.decode(), reason="no")
+            for one, message in messages
+        )
+        await store.outbox.settle(Settled(removed=tuple(one.id for one in events), dead=dead))
+        assert await store.outbox.pending(RELAY, limit=10, max_bytes=MUCH) == []
+        database.ask(store, statement)
+        again = await store.outbox.pending(RELAY, limit=10, max_bytes=MUCH)
+        # To the millisecond, as messages have it: the message made of it is the same, byte for byte.
+        assert [message_of(one, "t") for one in again] == [message_of(one, "t") for one in events]
 
 
 async def test_the_backlog_is_counted(store: Store, outbox: Outbox, clock: StandingClock) -> None:
