@@ -46,6 +46,7 @@ from store.sqlite import MEMORY, SqliteStore, open_sqlite
 from web.app import create_app
 from web.metrics import PrometheusMeter
 from web.serving import serve_rest
+from web.shared_metrics import SharedMetrics
 
 log = logging.getLogger("saga.server")
 
@@ -60,10 +61,12 @@ AnyStore = PostgresStore | SqliteStore
 
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True):
-    """The place of this process among several workers on the same ports. `ready` is called when it serves."""
+    """The place of this process among several workers on the same ports. `ready` is called when it serves; in
+    `metrics_folder` they tell each other what they count."""
 
     number: int
     ready: Callable[[], None]
+    metrics_folder: Path
 
 
 def serve(config: Config, *, insecure: bool = False, seat: Seat | None = None) -> int:
@@ -229,6 +232,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     relay = None if config.kafka is None else _relay_to(config.kafka, store, worker_id, config.saga.lease_secs)
     if relay is not None:
         _read_relay_counts(meter, relay)
+    shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
     app = create_app(
         service,
         drain=drain,
@@ -236,6 +240,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         version=product_version(),
         # Sagas run without the broker: their events wait.
         optional_checks={} if relay is None else {"kafka": relay.check},
+        shared_metrics=shared,
     )
     host, grace_secs = config.server.host, config.saga.shutdown_grace_secs
     sagas_left = trio.Event()
@@ -257,6 +262,8 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
                 await workers.start(relay.run)
             if config.saga.retention_days > 0:
                 workers.start_soon(Retention(store, meter, config.saga.retention_days).run)
+            if shared is not None:
+                workers.start_soon(shared.run)
             with drain.ends_early():
                 await load_workflows(service, config.saga.workflow_dir)
             async with trio.open_nursery() as doors:

@@ -18,11 +18,13 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -66,12 +68,14 @@ def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
         host = config.server.host
         port = stack.enter_context(_held("server.port", host, config.server.port))
         grpc_port = stack.enter_context(_held("server.grpc_port", host, config.server.grpc_port))
+        metrics_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-workers-")))
         server = msgspec.structs.replace(config.server, port=port, grpc_port=grpc_port)
         config = msgspec.structs.replace(config, server=server)
 
         def work(number: int, ready: Callable[[], None]) -> int:
             logs.configure(config.observability.log_level, worker=number)
-            return app.serve(config, insecure=insecure, seat=app.Seat(number=number, ready=ready))
+            seat = app.Seat(number=number, ready=ready, metrics_folder=metrics_folder)
+            return app.serve(config, insecure=insecure, seat=seat)
 
         supervision = stack.enter_context(
             Supervision(count, work, kill_after_secs=config.saga.shutdown_grace_secs + STOP_SECS)

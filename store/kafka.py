@@ -49,8 +49,8 @@ REQUEST_SECS = 10.0
 TOPIC_SECS = 3.0
 """How long a topic may stay unknown to a broker that answers (it may be making it), before it counts as missing."""
 
-CLOSE_SECS = 3.0
-"""How long a producer may take to end before it is cut off."""
+CLOSE_SECS = 1.0
+"""How long a producer may take to end before it is cut off. It has nothing left to deliver by then."""
 
 CHECK_SECS = 2.0
 """How long the broker has to answer a readiness check."""
@@ -315,20 +315,37 @@ async def _ask_for_metadata(producer: Any) -> bool:
 
 async def _stop(producer: Any) -> None:
     """Ends a producer in bounded time, without what it still holds: `stop()` alone would wait for that to be delivered,
-    for ever if the broker is away."""
-    producer._message_accumulator.fail_all(ProducerClosed())
+    for ever if the broker is away. Nothing of it is left, no task and no error that nobody has heard.
+    `test_a_producer_that_is_given_up_leaves_nothing_behind`."""
+    _drop_what_it_holds(producer._message_accumulator)
+    client = producer.client
     try:
         async with asyncio.timeout(CLOSE_SECS):
             await producer.stop()
-    except TimeoutError:
-        # Cancelling stop() has ended the sender's tasks; the connections are left.
+    except (TimeoutError, KafkaError, OSError):
+        # Cut short, stop() has ended the sender; the connections are left, and requests that wait for metadata.
         try:
             async with asyncio.timeout(CLOSE_SECS):
-                await producer.client.close()
+                await client.close()
         except (TimeoutError, KafkaError, OSError):
             pass
-    except (KafkaError, OSError):
-        pass
+        awaited = client._md_update_fut
+        if awaited is not None and not awaited.done():
+            awaited.set_result(False)
+
+
+def _drop_what_it_holds(accumulator: Any) -> None:
+    batches = [*accumulator._pending_batches]
+    for waiting in accumulator._batches.values():
+        batches += waiting
+    accumulator._batches.clear()
+    # What a request under way has failed with is not to be put back.
+    accumulator.reenqueue = lambda _batch: None
+    for batch in batches:
+        batch.failure(ProducerClosed())
+        for future in (batch.future, batch._drain_waiter):
+            if future.done() and not future.cancelled():
+                future.exception()  # heard: asyncio complains of errors that nobody has asked for
 
 
 async def _crossing(coro: Any) -> Any:

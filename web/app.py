@@ -25,6 +25,7 @@ from web.exchange import Reply, Request, headers_by_name
 from web.metrics import CONTENT_TYPE, PrometheusMeter
 from web.openapi import openapi
 from web.pages import add_pages
+from web.shared_metrics import SharedMetrics
 from web.shield_last import shield_last
 
 COUNT_SECS = 2.0
@@ -40,11 +41,13 @@ def create_app(
     version: str,
     meter: PrometheusMeter | None = None,
     optional_checks: Mapping[str, Check] | None = None,
+    shared_metrics: SharedMetrics | None = None,
 ) -> QuartTrio:
     """The application; serve it with `serving.serve_rest`.
 
     `drain`: begun by whoever stops the process, ends long polls. `optional_checks`: parts (by name) whose failure makes
-    `/readyz` say degraded. Without `meter` the application has one of its own.
+    `/readyz` say degraded. Without `meter` the application has one of its own; with `shared_metrics` it tells of other
+    workers' too.
     """
     meter = meter or PrometheusMeter()
     api = Api(service, drain, optional_checks or {})
@@ -61,7 +64,7 @@ def create_app(
             methods=[operation.method],
         )
     app.before_request(_note_route)
-    _add_documents(app, service, api, meter, version)
+    _add_documents(app, service, api, meter, shared_metrics, version)
     add_pages(app, service)
     app.register_error_handler(Exception, _on_error)
     inner = cast(Any, app.asgi_app)
@@ -92,7 +95,14 @@ def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
     return view
 
 
-def _add_documents(app: QuartTrio, service: SagaService, api: Api, meter: PrometheusMeter, version: str) -> None:
+def _add_documents(
+    app: QuartTrio,
+    service: SagaService,
+    api: Api,
+    meter: PrometheusMeter,
+    shared: SharedMetrics | None,
+    version: str,
+) -> None:
     """`/openapi.json` and `/metrics`: made, not asked of the service."""
     counted_until = -1.0
 
@@ -115,7 +125,8 @@ def _add_documents(app: QuartTrio, service: SagaService, api: Api, meter: Promet
                 except SagaError:
                     pass
             counted_until = trio.current_time() + COUNT_KEPT_SECS
-        return _response(Reply(status=200, body=meter.render(), content_type=CONTENT_TYPE))
+        body = meter.render() if shared is None else await shared.render()
+        return _response(Reply(status=200, body=body, content_type=CONTENT_TYPE))
 
 
 async def _on_error(error: Exception) -> Response:

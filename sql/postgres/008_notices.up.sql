@@ -46,8 +46,8 @@ CREATE TRIGGER saga_states_tell_freed AFTER UPDATE ON saga.saga_states
     )
     EXECUTE FUNCTION saga.tell_sagas_due();
 
--- A cancel request that reaches a saga somebody runs.
-CREATE TRIGGER saga_states_tell_cancel AFTER UPDATE ON saga.saga_states
+-- A cancel request that reaches a saga somebody runs. OF: moves never write that column, and so never come here.
+CREATE TRIGGER saga_states_tell_cancel AFTER UPDATE OF cancel_requested ON saga.saga_states
     FOR EACH ROW WHEN (NEW.cancel_requested AND NOT OLD.cancel_requested AND NEW.owner IS NOT NULL)
     EXECUTE FUNCTION saga.tell_cancel_accepted();
 

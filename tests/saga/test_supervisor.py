@@ -14,7 +14,17 @@ from trio.testing import MockClock
 
 from saga.errors import Unavailable
 from saga.model import Saga, SagaStatus, StepAction
-from saga.ports import Claimed, Created, NewSaga, Record, Recorded
+from saga.ports import (
+    CancelAccepted,
+    Claimed,
+    Created,
+    NewSaga,
+    NoticesMissed,
+    Record,
+    Recorded,
+    SagasDue,
+    WorkflowAdded,
+)
 from saga.service import StartSaga
 from saga.supervisor import POLL_SECS, Limits
 from saga.transitions import Call, Fact, advance, judge, next_command
@@ -163,6 +173,81 @@ async def test_sagas_that_others_accepted_are_found_within_the_poll(autojump_clo
         saga = await waiting_saga(worker, 1)
         await worker.end_of(saga)
         assert worker.world.clock.seconds() <= 11.5
+
+
+async def test_a_saga_that_another_worker_tells_of_is_taken_at_once_and_starts_here_do_not_wait_for_it(
+    autojump_clock: MockClock,
+) -> None:
+    limits = Limits(max_concurrent=4)
+    async with worker_of({"a": [late(100.0)]}, ONE_STEP, limits=limits) as worker:
+        await trio.sleep(10.5)
+        told_of = await waiting_saga(worker, 1)
+        started: list[Saga] = []
+
+        async def start_meanwhile(claimed: list[Claimed]) -> None:
+            # Half of the places were kept for this.
+            started.append((await worker.service.start(StartSaga(workflow_name="order"))).saga)
+
+        store_of(worker).after["claim_due_sagas"] = start_meanwhile
+        worker.supervisor.notice(SagasDue())
+        await settle()
+        store_of(worker).after.clear()
+        assert worker.world.clock.seconds() == 10.5
+        assert {seen.call.saga_id for seen in worker.world.seen} == {told_of, started[0].saga_id}
+        assert started[0].owner == worker.supervisor.worker_id
+
+
+async def test_a_saga_that_is_told_of_while_there_is_no_room_is_taken_when_there_is(autojump_clock: MockClock) -> None:
+    async with worker_of({"a": [late(10.25)]}, ONE_STEP, limits=Limits(max_concurrent=1)) as worker:
+        await settle()
+        first = await start(worker)
+        await settle()
+        second = await waiting_saga(worker, 1)
+        worker.supervisor.notice(SagasDue())
+        await worker.end_of(first)
+        await worker.end_of(second)
+        assert worker.world.clock.seconds() == 20.5
+
+
+async def test_a_notice_of_a_cancel_reaches_the_owner_and_nobody_else(autojump_clock: MockClock) -> None:
+    async with worker_of({"a": [hang()]}, ONE_STEP) as worker:
+        await settle()
+        saga = await start(worker)
+        await settle()
+        # As another worker does it; this one has the saga.
+        await worker.store.request_cancel_unless_terminal(saga)
+        worker.supervisor.notice(CancelAccepted(saga_id=saga, owner="somebody-else"))
+        await settle()
+        assert not worker.world.cut_off
+        worker.supervisor.notice(CancelAccepted(saga_id=saga, owner=worker.supervisor.worker_id))
+        assert (await worker.end_of(saga)).status is S.CANCELLED
+        assert worker.world.clock.seconds() == 0.0
+
+
+async def test_a_notice_of_a_workflow_makes_the_next_start_read_it(autojump_clock: MockClock) -> None:
+    async with worker_of({}, ONE_STEP) as worker:
+        await settle()
+        await start(worker)
+        await worker.store.register_workflow(workflow(step("a"), step("b")), "")
+        assert (await saga_of(worker, await start(worker))).workflow_version == 1
+        worker.supervisor.notice(WorkflowAdded(name="order"))
+        assert (await saga_of(worker, await start(worker))).workflow_version == 2
+
+
+async def test_a_worker_that_may_have_missed_notices_looks_for_everything_at_once(autojump_clock: MockClock) -> None:
+    async with worker_of({"a": [hang()]}, ONE_STEP) as worker:
+        await settle()
+        cancelled = await start(worker)
+        await trio.sleep(10.5)
+        await worker.store.request_cancel_unless_terminal(cancelled)
+        waiting = await waiting_saga(worker, 1)
+        await worker.store.register_workflow(workflow(step("a"), step("b")), "")
+        worker.supervisor.notice(NoticesMissed())
+        await settle()
+        assert worker.world.clock.seconds() == 10.5
+        assert (await saga_of(worker, cancelled)).status is S.CANCELLED
+        assert (await saga_of(worker, waiting)).owner == worker.supervisor.worker_id
+        assert (await saga_of(worker, await start(worker))).workflow_version == 2
 
 
 # --- one saga never touches another ----------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ import re
 import signal
 import socket
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.test_app import WORKFLOW
 from tests.store.test_postgres import ask
@@ -70,6 +72,39 @@ def test_workers_share_the_ports_and_one_signal_ends_them_all_in_order(
         assert "Traceback" not in server.log
         assert not any(is_alive(pid) for pid in pids(server).values())
         assert ask(postgres_dsn, "SELECT id FROM saga.workers") == []
+
+
+def series(server: ServerProcess, name: str) -> dict[str, float]:
+    """The values of a metric by their labels, as a scraper reads them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {
+        ",".join(f"{label}={value}" for label, value in sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def test_whoever_is_scraped_tells_of_all_workers(tmp_path: Path, postgres_dsn: str) -> None:
+    with (
+        participant(flavour="grpclib") as shop,
+        server_process(
+            tmp_path, {"services": {"shop": shop.settings()}}, "--workers", "2", env={"DATABASE_URL": postgres_dsn}
+        ) as server,
+    ):
+        server.spawn()
+        until(lambda: len(ready(server)) == 2, server)
+        server.register(WORKFLOW.format(name="one"))
+        for _ in range(20):
+            server.start_saga("one", {})
+        until(lambda: sum(series(server, "saga_finished_total").values()) == 20, server)
+        # Each scrape is a connection of its own, and so reaches one worker or the other; each has told the other soon.
+        until(lambda: all(sum(series(server, "saga_started_total").values()) == 20 for _ in range(10)), server)
+        for _ in range(10):
+            assert series(server, "saga_active").keys() == {"worker=1", "worker=2"}
+            # What both read from the store they share is told once.
+            assert len(series(server, "saga_open")) == 3
 
 
 def test_a_worker_that_dies_is_started_again(tmp_path: Path, postgres_dsn: str) -> None:

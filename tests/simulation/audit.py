@@ -16,7 +16,9 @@ from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepAction, StepL
 from saga.ports import Answer, Created, Outcome, Recorded, StepCall
 from saga.workflow import OnUnknown, WorkflowDefinition
 from store.rows import CreateRow, MoveRow
+from tests.simulation.broker import TOPIC, Broker
 from tests.simulation.door import Door
+from tests.simulation.tables import Tables
 
 if TYPE_CHECKING:
     from tests.simulation.world import Worker, World
@@ -295,6 +297,29 @@ class Audit:
             self._check_logs(row, trail, logs)
             self._check_events(row, trail, logs, self._world.events_of(saga_id))
             self._check_ledger(row, trail, participants.effects, participants.undone)
+
+    def close_events(self, tables: Tables, broker: Broker) -> None:
+        """Each event has arrived at least once and first in its turn, or was refused for good and laid aside."""
+        for saga_id, announced in tables.outbox.items():
+            key = saga_id.encode()
+            arrived = broker.arrived.get((TOPIC, key), [])
+            first = list(dict.fromkeys(arrived))
+            expected = [
+                (one.event_id, one.event.event_type.value) for one in announced if one.number not in tables.removed
+            ]
+            if first != expected:
+                self.breach("events are missing at the broker, or out of order", saga_id, first, "expected", expected)
+            copies = dict.fromkeys(broker.arrived.get((f"{TOPIC}.dlq", key), []))
+            for one in announced:
+                if one.number in tables.removed and (one.number, TOPIC) not in tables.dead:
+                    self.breach("an event was removed and not laid aside", saga_id, one.event)
+                if one.event.event_type is not EventType.SAGA_COMPENSATION_FAILED:
+                    continue
+                copied = (one.event_id, one.event.event_type.value) in copies
+                if not copied and (one.number, f"{TOPIC}.dlq") not in tables.dead:
+                    self.breach("a failed compensation is not among the dead letters", saga_id)
+        if any(tables.unpublished):
+            self.breach("events wait for ever", sum(map(len, tables.unpublished)))
 
     def _check_logs(self, row: Saga, trail: Trail, logs: Sequence[StepLog]) -> None:
         saga_id, reached = row.saga_id, row.current_step

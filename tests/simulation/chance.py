@@ -33,6 +33,8 @@ class Climate(msgspec.Struct, frozen=True, kw_only=True):
     watchers: float
     misfortunes: int
     """Crashes, stops, cut lines and outages."""
+    relays: bool
+    """Whether the workers relay the outbox to a broker; else its rows are what is checked."""
 
 
 def climate_of(dice: random.Random, sagas: int) -> Climate:
@@ -49,7 +51,8 @@ def climate_of(dice: random.Random, sagas: int) -> Climate:
         cancels=dice.choice((0.0, 0.1, 0.3)),
         duplicates=0.15,
         watchers=0.03,
-        misfortunes=round(dice.randint(0, 10) * rough),
+        misfortunes=round(dice.randint(0, 14) * rough),
+        relays=dice.random() < 0.4,
     )
 
 

@@ -17,10 +17,24 @@ import trio
 
 from saga.errors import Unavailable
 from saga.model import Saga, SagaStatus, StepLog
-from saga.ports import Claimed, Created, NewSaga, Notice, Page, Record, Recorded, Registered, SagaFilter
+from saga.ports import (
+    CancelAccepted,
+    Claimed,
+    Created,
+    NewSaga,
+    Notice,
+    NoticesMissed,
+    Page,
+    Record,
+    Recorded,
+    Registered,
+    SagaFilter,
+    SagasDue,
+)
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition
 from store import rows
+from store.outbox import Bell
 from store.rows import CreateRow, MoveRow
 
 T = TypeVar("T")
@@ -66,6 +80,7 @@ class Weather(Protocol):
     def after_exchange(self, door: Door, name: str) -> None: ...
     def lands_although_dead(self) -> bool: ...
     def landed_late(self, door: Door, name: str) -> None: ...
+    def of_notice(self, door: Door, notice: Notice) -> None: ...
 
 
 class Watcher(Protocol):
@@ -111,6 +126,9 @@ class Door:
         self._weather = weather
         self._watcher = watcher
         self._pending: dict[_Pending, None] = {}
+        self._tell: Callable[[Notice], None] | None = None
+        self.bell = Bell()
+        """Rung when events of this worker are stored."""
 
     def die(self) -> None:
         self.dead = True
@@ -119,7 +137,7 @@ class Door:
 
     # --- exchanges ---------------------------------------------------------------------------------------------------
 
-    async def _exchange(self, name: str, say: Callable[[], T], *, may_give_up: bool = False) -> T:
+    async def exchange(self, name: str, say: Callable[[], T], *, may_give_up: bool = False) -> T:
         """What `say` gives. A cancel comes before it or waits for its outcome, unless it `may_give_up`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         weather = self._weather
@@ -182,95 +200,133 @@ class Door:
             pending.answer(result)
 
     def _create(self, row: CreateRow) -> Created:
-        if self._watcher is not None:
-            return cast(Created, _given(self._watcher.create(self, row)))
-        return cast(Created, _given(self.database.write_batch([row])[0]))
+        self.bell.ring()
+        watcher = self._watcher
+        created = _given(self.database.write_batch([row])[0] if watcher is None else watcher.create(self, row))
+        if row.new.owner is None:
+            self._notify(SagasDue())
+        return cast(Created, created)
 
     def _move(self, row: MoveRow) -> Recorded:
-        if self._watcher is not None:
-            return cast(Recorded, _given(self._watcher.move(self, row)))
-        return cast(Recorded, _given(self.database.write_batch([row])[0]))
+        if row.record.events:
+            self.bell.ring()
+        watcher = self._watcher
+        return cast(
+            Recorded, _given(self.database.write_batch([row])[0] if watcher is None else watcher.move(self, row))
+        )
+
+    def _cancel(self, saga_id: str) -> Saga | None:
+        saga = self.database.request_cancel_unless_terminal(saga_id)
+        if saga is not None and not saga.status.is_terminal:
+            self._notify(SagasDue() if saga.owner is None else CancelAccepted(saga_id=saga_id, owner=saga.owner))
+        return saga
+
+    def _freed(self, result: T) -> T:
+        """Passes on what a write gave that may have freed sagas, and tells the others."""
+        if result is None or result:
+            self._notify(SagasDue())
+        return result
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
     async def create(self, new: NewSaga) -> Created:
         row = rows.prepare_create(new)
-        return await self._exchange("create", lambda: self._create(row))
+        return await self.exchange("create", lambda: self._create(row))
 
     async def record(self, record: Record) -> Recorded:
         row = rows.prepare_move(record)
-        return await self._exchange("record", lambda: self._move(row))
+        return await self.exchange("record", lambda: self._move(row))
 
     async def get(self, saga_id: str) -> Saga | None:
         known = canonical_saga_id(saga_id)
-        return None if known is None else await self._exchange("get", lambda: self.database.get(known))
+        return None if known is None else await self.exchange("get", lambda: self.database.get(known))
 
     async def step_logs(self, saga_id: str) -> list[StepLog]:
         known = canonical_saga_id(saga_id)
-        return [] if known is None else await self._exchange("step_logs", lambda: self.database.step_logs(known))
+        return [] if known is None else await self.exchange("step_logs", lambda: self.database.step_logs(known))
 
     async def list_sagas(
         self, where: SagaFilter, *, limit: int, offset: int = 0, after: tuple[datetime, str] | None = None
     ) -> Page:
-        return await self._exchange("list_sagas", lambda: self.database.list_sagas(where, limit, offset, after))
+        return await self.exchange("list_sagas", lambda: self.database.list_sagas(where, limit, offset, after))
 
     async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
         known = canonical_saga_id(saga_id)
         if known is None:
             return None
-        return await self._exchange(
-            "request_cancel_unless_terminal", lambda: self.database.request_cancel_unless_terminal(known)
-        )
+        return await self.exchange("request_cancel_unless_terminal", lambda: self._cancel(known))
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
-        return await self._exchange("claim_due_sagas", lambda: self.database.claim_due_sagas(worker_id, limit))
+        return await self.exchange("claim_due_sagas", lambda: self.database.claim_due_sagas(worker_id, limit))
 
     async def release(self, saga: Saga, *, interrupted: bool, retry_in_secs: float | None = None) -> bool:
-        return await self._exchange("release", lambda: self.database.release(saga, interrupted, retry_in_secs))
+        return await self.exchange(
+            "release", lambda: self._freed(self.database.release(saga, interrupted, retry_in_secs))
+        )
 
     async def register_worker(self, worker_id: str, lease_secs: float) -> None:
-        await self._exchange("register_worker", lambda: self.database.register_worker(worker_id, lease_secs))
+        await self.exchange("register_worker", lambda: self.database.register_worker(worker_id, lease_secs))
 
     async def renew_lease(self, worker_id: str, lease_secs: float) -> bool:
-        return await self._exchange(
+        return await self.exchange(
             "renew_lease", lambda: self.database.renew_lease(worker_id, lease_secs), may_give_up=True
         )
 
     async def release_expired_workers(self) -> int:
-        return await self._exchange("release_expired_workers", self.database.release_expired_workers)
+        return await self.exchange(
+            "release_expired_workers", lambda: self._freed(self.database.release_expired_workers())
+        )
 
     async def cancel_requests(self, worker_id: str) -> Sequence[str]:
-        return await self._exchange("cancel_requests", lambda: self.database.cancel_requests(worker_id))
+        return await self.exchange("cancel_requests", lambda: self.database.cancel_requests(worker_id))
 
     async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
-        return await self._exchange("release_all_but", lambda: self.database.release_all_but(worker_id, running))
+        return await self.exchange(
+            "release_all_but", lambda: self._freed(self.database.release_all_but(worker_id, running))
+        )
 
     async def remove_worker(self, worker_id: str) -> None:
-        await self._exchange("remove_worker", lambda: self.database.remove_worker(worker_id), may_give_up=True)
+        def say() -> None:
+            self.database.remove_worker(worker_id)
+            self._notify(SagasDue())
+
+        await self.exchange("remove_worker", say, may_give_up=True)
 
     async def remove_ended_before(self, age_secs: float, limit: int) -> int:
-        return await self._exchange(
+        return await self.exchange(
             "remove_ended_before", lambda: self.database.remove_ended_before(age_secs, limit), may_give_up=True
         )
 
     async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
-        return await self._exchange("register_workflow", lambda: self.database.register_workflow(definition, source))
+        return await self.exchange("register_workflow", lambda: self.database.register_workflow(definition, source))
 
     async def workflow(self, name: str, version: int | None = None) -> Workflow | None:
-        return await self._exchange("workflow", lambda: self.database.workflow(name, version))
+        return await self.exchange("workflow", lambda: self.database.workflow(name, version))
 
     async def workflows(self) -> Sequence[Workflow]:
-        return await self._exchange("workflows", self.database.workflows)
+        return await self.exchange("workflows", self.database.workflows)
 
     async def listen(self, tell: Callable[[Notice], None]) -> None:
-        # Every notice is lost: what the poll behind them is for.
+        """Without weather every notice is lost: what the poll behind them is for."""
+        if self._weather is not None:
+            self._tell = tell
+            tell(NoticesMissed())
         await trio.sleep_forever()
 
+    def hear(self, notice: Notice) -> None:
+        """What another worker did has come this far."""
+        if self._tell is not None and not self.dead:
+            self._tell(notice)
+
+    def _notify(self, notice: Notice) -> None:
+        if self._weather is not None:
+            self._weather.of_notice(self, notice)
+
     async def ping(self) -> None:
-        await self._exchange("ping", self.database.ping)
+        await self.exchange("ping", self.database.ping)
 
     async def count_open(self) -> dict[SagaStatus, int]:
-        return await self._exchange("count_open", self.database.count_open)
+        return await self.exchange("count_open", self.database.count_open)
 
 
 def _given(result: object) -> object:

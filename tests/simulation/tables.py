@@ -20,10 +20,15 @@ from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepAction, StepL
 from saga.ports import Claimed, Clock, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
 from saga.workflow import Workflow, WorkflowDefinition, decode_definition, encode_definition
 from store import rows
+from store.cloudevents import OutboxEvent
+from store.outbox import Backlog, DeadMessage, Settled, fair_share
 from store.rows import CreateRow, LogRow, MoveRow
 
 WIDTH = 255
 LARGEST = 2**31 - 1
+
+
+PARTITIONS = 16
 
 
 class Announced(msgspec.Struct, frozen=True):
@@ -32,6 +37,15 @@ class Announced(msgspec.Struct, frozen=True):
     number: int
     saga_id: str
     event: SagaEvent
+    created_at: datetime
+
+    @property
+    def event_id(self) -> str:
+        return str(uuid.UUID(int=self.number))
+
+    @property
+    def partition(self) -> int:
+        return int(self.saga_id[-2:], 16) % PARTITIONS
 
 
 class Logged(msgspec.Struct, frozen=True):
@@ -52,6 +66,11 @@ class Tables:
         self.logs: dict[str, list[Logged]] = {}
         self.outbox: dict[str, list[Announced]] = {}
         self.leases: dict[str, datetime] = {}
+        self.unpublished: list[dict[int, Announced]] = [{} for _ in range(PARTITIONS)]
+        self.dead: dict[tuple[int, str], DeadMessage] = {}
+        self.removed: set[int] = set()
+        self._relays: dict[str, datetime] = {}
+        self._relay_of: list[str | None] = [None] * PARTITIONS
         self._definitions: dict[str, list[str]] = {}
         self._decoded: dict[str, WorkflowDefinition] = {}
         self._keys: dict[str, str] = {}
@@ -158,7 +177,9 @@ class Tables:
 
     def _announce(self, saga_id: str, event: SagaEvent) -> None:
         if self._events:
-            self.outbox[saga_id].append(Announced(self._number(), saga_id, event))
+            announced = Announced(self._number(), saga_id, event, self._clock.now())
+            self.outbox[saga_id].append(announced)
+            self.unpublished[announced.partition][announced.number] = announced
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -284,7 +305,7 @@ class Tables:
         before = self._clock.now() - timedelta(seconds=age_secs)
         # Nothing changes a saga that is over but being reopened, so its last change is its end.
         over = [saga for saga in self.sagas.values() if saga.status.is_terminal and saga.updated_at < before]
-        published = sorted((saga.updated_at, saga.saga_id) for saga in over if not self.outbox[saga.saga_id])
+        published = sorted((saga.updated_at, saga.saga_id) for saga in over if self._is_published(saga.saga_id))
         for _, saga_id in published[:limit]:
             self._delete(saga_id)
         return len(published[:limit])
@@ -296,6 +317,83 @@ class Tables:
             unknown = saga.outcome_unknown or saga.status is SagaStatus.RUNNING
             self._put(msgspec.structs.replace(saga, owner=None, outcome_unknown=unknown, updated_at=now))
         return len(saga_ids)
+
+    # --- the outbox, for a relay -------------------------------------------------------------------------------------
+
+    def take_share(self, relay_id: str, lease_secs: float) -> int:
+        now = self._clock.now()
+        self.keep_relay(relay_id, lease_secs)
+        self._relays = {relay: until for relay, until in self._relays.items() if until >= now}
+        self._relay_of = [relay if relay in self._relays else None for relay in self._relay_of]
+        take, give_up = map(list, fair_share(relay_id, list(enumerate(self._relay_of)), len(self._relays)))
+        for partition in give_up:
+            self._relay_of[partition] = None
+        for partition in take:
+            self._relay_of[partition] = relay_id
+        return self._relay_of.count(relay_id)
+
+    def keep_relay(self, relay_id: str, lease_secs: float) -> None:
+        self._relays[relay_id] = self._clock.now() + timedelta(seconds=lease_secs)
+
+    def remove_relay(self, relay_id: str) -> None:
+        self._relays.pop(relay_id, None)
+        self._relay_of = [None if relay == relay_id else relay for relay in self._relay_of]
+
+    def pending(self, relay_id: str, limit: int, max_bytes: int) -> list[OutboxEvent]:
+        found = self._waiting_for(relay_id)[:limit]
+        events: list[OutboxEvent] = []
+        size = 0
+        for announced in found:
+            events.append(self._message(announced))
+            size += len(events[-1].payload)
+            if size > max_bytes:
+                break
+        return events
+
+    def _waiting_for(self, relay_id: str) -> list[Announced]:
+        partitions = zip(self.unpublished, self._relay_of, strict=True)
+        found = [announced for waiting, relay in partitions if relay == relay_id for announced in waiting.values()]
+        found.sort(key=lambda announced: announced.number)
+        return found
+
+    def _message(self, announced: Announced) -> OutboxEvent:
+        saga, event = self.sagas[announced.saga_id], announced.event
+        return OutboxEvent(
+            id=announced.number,
+            event_id=announced.event_id,
+            saga_id=saga.saga_id,
+            event_type=event.event_type.value,
+            status=event.status.value,
+            current_step=event.current_step,
+            error_message=event.error_message,
+            created_at=announced.created_at,
+            workflow_name=saga.workflow_name,
+            workflow_version=saga.workflow_version,
+            correlation_id=saga.correlation_id,
+            initiated_by=saga.initiated_by,
+            payload=msgspec.json.encode(saga.payload).decode(),
+        )
+
+    def settle(self, settled: Settled) -> None:
+        for dead in settled.dead:
+            self.dead.setdefault((dead.id, dead.topic), dead)
+        self.removed.update(settled.removed)
+        for number in (*settled.published, *settled.removed):
+            for waiting in self.unpublished:
+                if waiting.pop(number, None) is not None:
+                    break
+
+    def backlog(self, relay_id: str) -> Backlog:
+        found = self._waiting_for(relay_id)
+        oldest_secs = (self._clock.now() - found[0].created_at).total_seconds() if found else 0.0
+        return Backlog(pending=len(found), oldest_secs=oldest_secs)
+
+    def publish_all(self, saga_id: str) -> None:
+        """What a relay leaves behind once the announcements of a saga are acknowledged."""
+        self.settle(Settled(published=tuple(announced.number for announced in self.outbox[saga_id])))
+
+    def _is_published(self, saga_id: str) -> bool:
+        return not any(one.number in self.unpublished[one.partition] for one in self.outbox[saga_id])
 
     # --- workflows ---------------------------------------------------------------------------------------------------
 
@@ -359,6 +457,7 @@ class Tables:
         key, _ = self._requests.pop(saga_id)
         if key is not None:
             del self._keys[key]
+        self.publish_all(saga_id)
         del self.logs[saga_id], self.outbox[saga_id]
 
 

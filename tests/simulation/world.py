@@ -24,16 +24,18 @@ import saga.service
 from saga.catalog import Catalog
 from saga.errors import Conflict, NotFound, Unavailable
 from saga.model import Saga, SagaEvent
-from saga.ports import Answer, StepCall
+from saga.ports import Answer, Notice, StepCall
 from saga.runner import Engine
 from saga.service import SagaService, StartSaga
 from saga.supervisor import Limits, Supervisor
 from saga.uncancelled import uncancelled
 from saga.watchers import Watchers
 from saga.workflow import WorkflowDefinition
+from store.outbox import Relay
 from store.sqlite import MEMORY, _Database, opened_connection
 from store.sqlite_migrations import migrate_up
 from tests.simulation.audit import Audit
+from tests.simulation.broker import TOPIC, Broker, SimulatedOutbox, SimulatedPublisher
 from tests.simulation.chance import Chance, climate_of, workflows_of
 from tests.simulation.door import Database, Door, Trouble
 from tests.simulation.participants import Participants
@@ -89,6 +91,16 @@ class Worker:
         self.stops = False
         self.scope = trio.CancelScope()
         self.door = Door(world.database, worker_id=name, nursery=world.nursery, weather=world, watcher=world.audit)
+        self.relay: Relay | None = None
+        if world.climate.relays and isinstance(world.database, Tables):
+            self.relay = Relay(
+                SimulatedOutbox(world.database, self),
+                SimulatedPublisher(world, self),
+                relay_id=name,
+                topic=TOPIC,
+                lease_secs=world.climate.lease_secs,
+                batch_events=50,
+            )
         self.dies_in: int | None = None
         """How many more exchanges and calls it makes before it crashes."""
         self.meter = CountingMeter()
@@ -117,9 +129,14 @@ class Worker:
     async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until it crashed or has stopped. Ready when it can be asked."""
         with self.scope:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self.supervisor.run)
-                task_status.started()
+            async with trio.open_nursery() as helpers:
+                if self.relay is not None:
+                    await helpers.start(self.relay.run)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self.supervisor.run)
+                    task_status.started()
+                # As in the server: the relay ends last, so that it tells what was moved on the way out.
+                helpers.cancel_scope.cancel()
 
     def crash(self) -> None:
         if not self.dead:
@@ -153,6 +170,7 @@ class World:
         self.workers: list[Worker] = []
         self.audit = Audit(self)
         self.participants = Participants(self)
+        self.broker = Broker(self)
         self.calm = False
         self._away_until = 0.0
         self._names = 0
@@ -245,6 +263,24 @@ class World:
         if name in DISOWNING:
             self.audit.disowned(door.worker_id)
 
+    def of_notice(self, door: Door, notice: Notice) -> None:
+        """What the others hear of a write, at once, late or never."""
+        dice = self.chance.dice
+        for worker in self.workers:
+            if worker.door is door or worker.dead:
+                continue
+            roll = dice.random()
+            if self.calm or roll < 0.7:
+                worker.door.hear(notice)
+            elif roll < 0.9:
+                self.nursery.start_soon(self._hear_late, worker, notice)
+            else:
+                self.chance.faults["notice lost"] += 1
+
+    async def _hear_late(self, worker: Worker, notice: Notice) -> None:
+        await trio.sleep(self.chance.dice.uniform(0.0, 2.0))
+        worker.door.hear(notice)
+
     def _worker_of(self, door: Door) -> Worker:
         return self._by_door[door]
 
@@ -278,10 +314,14 @@ class World:
         dice, secs = self.chance.dice, self.climate.traffic_secs
         for at in sorted(dice.uniform(0.0, secs + 10.0) for _ in range(self.climate.misfortunes)):
             await trio.sleep_until(self._began + at)
-            kind = dice.randrange(8)
+            kind = dice.randrange(9 if self.climate.relays else 8)
             if kind == 0:
                 self.chance.fault("database down")
                 self._away_until = trio.current_time() + dice.choice((0.5, 3.0, 20.0))
+                continue
+            if kind == 8:
+                self.chance.fault("broker away")
+                self.broker.away_until = trio.current_time() + dice.choice((1.0, 5.0, 30.0))
                 continue
             live = [worker for worker in self.workers if not (worker.dead or worker.stops)]
             if not live:
@@ -460,11 +500,14 @@ class World:
                         await trio.sleep(3.0)
                     if round_of_undos == 1:
                         self._calm_down()
-                    await self._until_all_ended()
+                    await self._until(self._all_ended)
                 if not self.audit.violations:
                     await trio.sleep(20.0)  # what is still on its way to a participant
+                    await self._until(self._all_published)
                     await self._stop_all()
                     self.audit.close(self.saga_ids())
+                    if self.climate.relays and isinstance(self.database, Tables):
+                        self.audit.close_events(self.database, self.broker)
                 self.nursery.cancel_scope.cancel()
         self.virtual_secs = trio.current_time() - self._began
 
@@ -472,12 +515,19 @@ class World:
         self.calm = True
         self._away_until = 0.0
 
-    async def _until_all_ended(self) -> None:
-        until = trio.current_time() + LONGEST_SECS
-        while (self._clients or self.database.count_open()) and not self.audit.violations:
+    async def _until(self, over: Callable[[], bool]) -> None:
+        """Waits in virtual time, not for ever: whoever waits in vain is left to the audit."""
+        for _ in range(int(LONGEST_SECS)):
+            if over() or self.audit.violations:
+                return
             await trio.sleep(1.0)
-            if trio.current_time() > until:
-                return  # the audit says which
+
+    def _all_ended(self) -> bool:
+        return not self._clients and not self.database.count_open()
+
+    def _all_published(self) -> bool:
+        tables = self.database
+        return not (self.climate.relays and isinstance(tables, Tables) and any(tables.unpublished))
 
     async def _stop_all(self) -> None:
         self._over = True

@@ -98,7 +98,7 @@ class Database:
         if self.kind == "simulated":
             assert isinstance(store, Door)
             assert isinstance(store.database, Tables)
-            store.database.outbox[saga_id].clear()
+            store.database.publish_all(saga_id)
         else:
             self.ask(store, "UPDATE saga.outbox SET published_at = created_at WHERE saga_id = $1", saga_id)
 
