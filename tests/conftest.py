@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import bridge  # noqa: F401  isort: skip  (imports trio_asyncio before anything imports grpclib)
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.postgres import PostgresServer, running_server
+
+
+# A shell without job control starts what it puts into the background with SIGINT ignored, and children inherit that; the
+# tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
