@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.postgres import PostgresServer, running_server
 
-# A shell without job control starts what it puts into the background with SIGINT ignored, and children inherit that; the
-# tests of Ctrl-C would wait for ever.
+# A shell without job control starts what it puts into the background with SIGINT ignored, and children inherit that;
+# the tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
