@@ -170,8 +170,9 @@ def answering_before_the_commit() -> Iterator[None]:
     async def create(self: Door, new: NewSaga) -> Created:
         row = rows.prepare_create(new)
         await trio.lowlevel.checkpoint()
-        write_later(self, lambda: self.database.write_batch([row]))
-        assert self._watcher is not None
+        watcher = self._watcher
+        assert watcher is not None
+        write_later(self, lambda: watcher.create(self, row))
         return Created(saga=rows.new_saga_as_stored(new, clock_of(self).now()))
 
     async def record(self: Door, record: Record) -> Recorded:
