@@ -458,6 +458,8 @@ class World:
                     last = saga
         except Unavailable:
             pass
+        except NotFound:
+            self.audit.breach("a saga that was answered 201 is not known", saga_id)
 
     async def _cancel(self, saga_id: str) -> None:
         self.chance.fault("client: cancel", saga_id)
