@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import STEPS
+from tests.support.kafka import running_broker
 from tests.support.postgres import PostgresServer, running_server
 
 FLOOR_RATIO = 0.45
@@ -107,6 +108,15 @@ def run(scale: float) -> dict[str, Any]:
                 results["backlog"][kind] = measured(
                     "bench.engine", "--store", store, "--port", port, "--sagas", waiting, "--backlog"
                 )
+        results["relay"] = {}
+        for kind in ("postgres", "sqlite"):
+            sagas = int(20_000 * scale)
+            say(f"relay on {kind}: the events of {sagas} sagas ...")
+            with store_of(kind, server, Path(folder)) as store, running_broker() as broker:
+                results["relay"][kind] = measured(
+                    "bench.relay",
+                    *("--store", store, "--bootstrap", broker.bootstrap, "--topic", broker.topic(6), "--sagas", sagas),
+                )
     return results
 
 
@@ -174,6 +184,11 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         f"{kind:<9} {one['waiting']:>9} {one['starts_per_s']:>8.0f} {one['rss_mb']:>9.0f}"
         for kind, one in results["backlog"].items()
+    ]
+    lines += ["", f"{'relay on':<9} {'events/s':>9} {'CPU us/event':>12} {'grown MB':>9}"]
+    lines += [
+        f"{kind:<9} {one['events_per_s']:>9.0f} {one['cpu_us_per_event']:>12.0f} {one['grown_mb']:>9.1f}"
+        for kind, one in results["relay"].items()
     ]
     lines += ["", *goals(results)]
     return "\n".join(lines)

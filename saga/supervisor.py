@@ -116,7 +116,7 @@ class Supervisor:
 
     def saga_created(self, saga: Saga, workflow: Workflow, *, owned: bool) -> None:
         self._engine.meter.saga_started(saga.workflow_name)
-        if owned and self._nursery is not None:
+        if owned and self._nursery is not None and not self._nursery.cancel_scope.cancel_called:
             self._start(Claimed(saga=saga), workflow)
         elif owned:
             log.info(

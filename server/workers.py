@@ -52,6 +52,7 @@ EXIT_CANNOT_START = 3
 PR_SET_PDEATHSIG = 1
 
 READY = b"r"
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
@@ -140,7 +141,7 @@ class Supervision:
             end.setblocking(False)
             self._undo.callback(end.close)
         self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(tell.fileno()))
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             # The byte in the wakeup socket is what is acted on; the handler is only there so that one is written.
             self._undo.callback(signal.signal, number, signal.signal(number, _noted))
         self._selector.register(told, selectors.EVENT_READ, None)
@@ -185,8 +186,12 @@ class Supervision:
         parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
+        # A stop that comes just now must not be met by a child that still has our handlers, and be forgotten there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         pid = os.fork()
-        if pid == 0:
+        if pid != 0:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        else:
             os._exit(self._live(worker.number, parent, theirs))
         os.close(theirs)  # so that its end is the end of the pipe
         worker.pid, worker.pipe, worker.started_at = pid, ours, time.monotonic()
@@ -199,6 +204,7 @@ class Supervision:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             # A Ctrl-C reaches the parent alone, which passes it on once.
             os.setpgid(0, 0)
             die_with(parent)
@@ -226,7 +232,7 @@ class Supervision:
         pid, status = worker.pid, self._reap(worker)
         if self._told_at is not None:
             log.info("worker_ended worker=%d pid=%s status=%d", worker.number, pid, status)
-            if status != 0:
+            if status not in (0, -signal.SIGTERM):  # killed by it: told before it had begun with anything
                 self.exit_status = 1
         elif status == EXIT_CANNOT_START and not self._any_was_ready:
             self.exit_status = 1

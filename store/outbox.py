@@ -40,6 +40,9 @@ POLL_SECS = 1.0
 PUBLISH_SECS = 30.0
 """How long the broker has for one batch. What it has not acknowledged then is sent again."""
 
+LAST_ANSWER_SECS = 1.0
+"""How long a batch under way is waited for when the relay is told to stop. Brokers answer in milliseconds."""
+
 RETRY_SECS = (0.1, 5.0)
 """The first and the longest pause after a pass that failed; doubled each time in between."""
 
@@ -334,12 +337,21 @@ class Relay:
         return list(zip(messages, outcomes, strict=True))
 
     async def _publish_messages(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
-        """Publishes in bounded time, and stays alive meanwhile in the eyes of the other relays."""
+        """Publishes in bounded time, and stays alive meanwhile in the eyes of the other relays. Cancelled, it waits a
+        little for the answer: what is cut off in between would be sent again."""
         if not messages:
             return
+
+        async def hurry_when_cancelled(bound: trio.CancelScope) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                bound.deadline = min(bound.deadline, trio.current_time() + LAST_ANSWER_SECS)
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stay_alive)
-            with trio.move_on_after(PUBLISH_SECS) as bound:
+            with trio.move_on_after(PUBLISH_SECS, shield=True) as bound:
+                nursery.start_soon(hurry_when_cancelled, bound)
                 await self._publisher.publish(messages, outcomes)
             if bound.cancelled_caught:
                 for place, outcome in enumerate(outcomes):

@@ -122,6 +122,18 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path, postgres_dsn: str) 
         assert server.wait() == 0
 
 
+def test_a_stop_that_comes_while_workers_are_starting_is_not_lost(tmp_path: Path, postgres_dsn: str) -> None:
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with server_process(folder, {}, "--workers", "4", env={"DATABASE_URL": postgres_dsn}) as server:
+            server.spawn()
+            until(lambda: "worker_started worker=" in server.log, server)
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 0
+            assert not any(is_alive(pid) for pid in pids(server).values())
+
+
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path, postgres_dsn: str) -> None:
     with server_process(tmp_path, {}, "--workers", "2", env={"DATABASE_URL": postgres_dsn}) as server:
         server.spawn()

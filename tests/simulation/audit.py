@@ -109,9 +109,10 @@ class Audit:
         result = database.write_batch([row])[0]
         after = database.get(saga_id)
         assert not isinstance(result, Created)
-        assert before is not None
-        assert after is not None
         chance = self._world.chance
+        if before is None or after is None:
+            self.breach("a move of a saga that is not stored", saga_id)
+            return result
         if isinstance(result, Exception):
             chance.note("refused", door.worker_id, saga_id, record.after.status, type(result).__name__)
             if after != before:
@@ -225,7 +226,9 @@ class Audit:
 
     def call_ends(self, worker: Worker, call: StepCall, answer: Answer | None) -> None:
         """`answer` None: it was reset."""
-        trail = self.trails[call.saga_id]
+        trail = self.trails.get(call.saga_id)
+        if trail is None:
+            return  # told when it began
         if trail.in_flight == (worker.name, call.epoch):
             trail.in_flight = None
         if call.action is StepAction.EXECUTE:
@@ -251,7 +254,8 @@ class Audit:
         trail.accepted = True
 
     def cancel_sent(self, saga_id: str) -> None:
-        self.trails[saga_id].cancel_sent = True
+        if (trail := self.trails.get(saga_id)) is not None:
+            trail.cancel_sent = True
 
     def cancel_answered(self, saga_id: str) -> None:
         """A client was answered 200."""
@@ -263,7 +267,8 @@ class Audit:
 
     def cancel_refused(self, saga_id: str) -> None:
         """A client was answered 409."""
-        if self.trails[saga_id].ended is None:
+        trail = self.trails.get(saga_id)
+        if trail is None or trail.ended is None:
             self.breach("a cancel was refused although the saga was open", saga_id)
 
     def published(self, saga: Saga) -> None:

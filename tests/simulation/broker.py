@@ -77,7 +77,8 @@ class SimulatedPublisher:
         for place, message in enumerate(messages):
             if place >= breaks_at:
                 # The last one before silence may have arrived; a batch that is sent again then has it twice.
-                if place == breaks_at and not self._worker.dead and not self._is_away() and dice.random() < 0.5:
+                cut = place == breaks_at and not (self._worker.dead or self._is_away())
+                if cut and not world.broker.refuses(message) and dice.random() < 0.5:
                     world.chance.faults["broker: acknowledgement lost"] += 1
                     world.broker.append(message)
                 outcomes[place] = Unsent("connection lost")

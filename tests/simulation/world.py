@@ -36,7 +36,7 @@ from store.sqlite import MEMORY, _Database, opened_connection
 from store.sqlite_migrations import migrate_up
 from tests.simulation.audit import Audit
 from tests.simulation.broker import TOPIC, Broker, SimulatedOutbox, SimulatedPublisher
-from tests.simulation.chance import Chance, climate_of, workflows_of
+from tests.simulation.chance import Chance, Climate, climate_of, workflows_of
 from tests.simulation.door import Database, Door, Trouble
 from tests.simulation.participants import Participants
 from tests.simulation.tables import Tables
@@ -159,14 +159,25 @@ class Worker:
 class World:
     """One run. `run` is all there is to call."""
 
-    def __init__(self, seed: int, sagas: int, *, real_sql: bool = False, tell: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        sagas: int,
+        *,
+        real_sql: bool = False,
+        tell: bool = False,
+        change: Callable[[Climate], Climate] | None = None,
+    ) -> None:
+        """`real_sql`: the tables are those of the embedded store, in memory. `tell`: keep the trace as text. `change`:
+        what to make of the climate the seed gives."""
         self.seed = seed
         self._sagas = sagas
         self._real_sql = real_sql
         self.chance = Chance(seed)
         if tell:
             self.chance.told = []
-        self.climate = climate_of(self.chance.dice, sagas)
+        climate = climate_of(self.chance.dice, sagas)
+        self.climate = climate if change is None else change(climate)
         self.workers: list[Worker] = []
         self.audit = Audit(self)
         self.participants = Participants(self)
@@ -447,6 +458,8 @@ class World:
                     last = saga
         except Unavailable:
             pass
+        except NotFound:
+            self.audit.breach("a saga that was answered 201 is not known", saga_id)
 
     async def _cancel(self, saga_id: str) -> None:
         self.chance.fault("client: cancel", saga_id)

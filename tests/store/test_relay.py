@@ -12,6 +12,7 @@ import trio.testing
 from saga.model import EventType, SagaStatus
 from store.cloudevents import Message
 from store.outbox import (
+    LAST_ANSWER_SECS,
     POLL_SECS,
     PUBLISH_SECS,
     SPACING_SECS,
@@ -37,6 +38,7 @@ class Broker:
         self.judge: Judge = lambda _message: Acknowledged()
         self.away = False
         self.hangs = False
+        self.answers_after_secs = 0.0
         self.calls: list[tuple[float, list[Message]]] = []
         self.tried_at: list[float] = []
         self.closed = False
@@ -50,6 +52,7 @@ class Broker:
     async def publish(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
         await trio.lowlevel.checkpoint()
         self.calls.append((trio.current_time(), list(messages)))
+        await trio.sleep(self.answers_after_secs)
         for place, message in enumerate(messages):
             outcomes[place] = self.judge(message)
             if self.hangs:
@@ -158,10 +161,25 @@ async def test_a_cancelled_pass_notes_what_was_acknowledged(autojump_clock: trio
         for _ in range(3):
             await created(store)
         broker.hangs = True
+        began = trio.current_time()
         with trio.move_on_after(1) as scope:
             await relay.run_once()
         assert scope.cancelled_caught
+        assert trio.current_time() - began == pytest.approx(1 + LAST_ANSWER_SECS)
         assert len(await pending(store)) == 2
+
+
+async def test_a_batch_under_way_is_not_cut_off_by_a_stop(autojump_clock: trio.testing.MockClock) -> None:
+    async with house() as (store, broker, relay):
+        broker.answers_after_secs = LAST_ANSWER_SECS / 2
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.run)
+            await created(store)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(broker.sent) == 1
+            nursery.cancel_scope.cancel()
+        assert await pending(store) == []
+        assert len(broker.sent) == 1
 
 
 async def test_an_event_after_a_quiet_time_goes_out_at_once_and_a_stream_of_them_in_batches(
