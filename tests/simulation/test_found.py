@@ -124,6 +124,7 @@ async def test_freeing_what_nobody_runs_leaves_alone_what_is_created_meanwhile(a
     async with memory_store(world, ONE_STEP) as store:
         worker = Worker(store.port, world)
         async with worker.at_work():
+            await wait_all_tasks_blocked()  # it has looked for older ones: what is started now is its own
 
             async def lose_the_answer(_: object) -> None:
                 store.after.pop("create")
@@ -139,7 +140,8 @@ async def test_freeing_what_nobody_runs_leaves_alone_what_is_created_meanwhile(a
             store.before["release_all_but"] = slow
             with pytest.raises(Unavailable):
                 await worker.service.start(StartSaga(workflow_name="order"))
-            await asked.wait()
+            with trio.fail_after(10):
+                await asked.wait()
             started = await worker.service.start(StartSaga(workflow_name="order"))
             await worker.end_of(started.saga.saga_id)
     calls = [seen.call for seen in world.seen if seen.call.saga_id == started.saga.saga_id]
@@ -163,6 +165,7 @@ async def test_a_creation_that_is_answered_after_the_worker_stopped_is_left_to_o
 
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.supervisor.run)
+            await wait_all_tasks_blocked()
             store.after["create"] = slow
             nursery.start_soon(start)
             await wait_all_tasks_blocked()
