@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+SAGAS ?= 20000
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 # The constraints hold for what builds the package too; pip reads one name or the other, by its version.
@@ -9,7 +11,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kafka lint format proto bench chaos
+.PHONY: help demo test test-kafka lint format proto bench chaos simulate
 
 help:
 	@echo "make demo     run three orders against three sample services; stays up until Ctrl-C"
@@ -21,6 +23,8 @@ help:
 	@echo "make format   lay out the code"
 	@echo "make proto    generate the Python of the .proto files"
 	@echo "make bench    measure, and print a table (ARGS=--workers: one, two and three workers)"
+	@echo "make simulate SAGAS=20000 SEED=0"
+	@echo "              run that many sagas amid simulated crashes, lost replies and lost leases (docs/simulation.md)"
 	@echo "make chaos    kill workers and Postgres under load for MINUTES=1 and check that nothing is lost"
 
 demo: $(VENV)/.runtime
@@ -50,6 +54,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
 
 MINUTES ?= 1
+
+simulate: $(VENV)/.dev
+	$(BIN)/python -m tests.simulation --sagas $(SAGAS) --seed $(SEED) $(ARGS)
 
 chaos: $(VENV)/.dev
 	PYTHONPATH=.:proto $(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(ARGS)

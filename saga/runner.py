@@ -58,8 +58,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 
     def seconds_left(self, until: datetime | None, secs: float, told_within_secs: float) -> float:
         """Seconds from now to an instant that was `secs` away when the store spoke, which was at most
-        `told_within_secs` ago. This machine's clock says how much of that time has passed: however wrong it is, it
-        cannot add to it or take more away."""
+        `told_within_secs` ago. This machine's clock says how much of that has passed: however wrong it is, it can
+        neither add to it nor take more away."""
         left = secs if until is None else (until - self.clock.now()).total_seconds()
         return min(secs, max(secs - told_within_secs, left))
 

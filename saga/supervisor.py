@@ -198,20 +198,22 @@ class Supervisor:
         """Takes the lease; waits for the store if it is away."""
         pause_secs, longest = STORE_PAUSE_SECS
         while True:
-            now = trio.current_time()
             try:
-                await self._engine.store.register_worker(self.worker_id, self._limits.lease_secs)
                 freed = await self._engine.store.release_expired_workers()
+                if freed:
+                    log.info("sagas_freed count=%d", freed)
+                now = trio.current_time()
+                await self._engine.store.register_worker(self.worker_id, self._limits.lease_secs)
             except Unavailable as error:
                 log.warning("store_unavailable error=%s", error)
                 await trio.sleep(pause_secs)
                 pause_secs = min(pause_secs * 2, longest)
             else:
-                self._lease_ends = now + self._limits.lease_secs
-                self._holds_lease = True
-                if freed:
-                    log.info("sagas_freed count=%d", freed)
-                return
+                # An answer that took longer leaves too little of the lease to begin anything on the strength of it.
+                if trio.current_time() < now + self._limits.lease_secs / 3:
+                    self._lease_ends = now + self._limits.lease_secs
+                    self._holds_lease = True
+                    return
 
     async def _rejoin(self) -> None:
         """Starts over after a lost lease. What the store still has under this name is freed first: nothing runs it."""
@@ -229,9 +231,9 @@ class Supervisor:
         """Renews the lease three times as often as it must, and more often when that fails; without it all runs stop
         before others may claim them: a fifth of the lease is kept for that."""
         lease_secs = self._limits.lease_secs
-        pause_secs = lease_secs / 3
+        due = self._lease_ends - lease_secs * 2 / 3
         while True:
-            await trio.sleep(pause_secs)
+            await trio.sleep_until(due)
             now = trio.current_time()
             last = self._lease_ends - lease_secs / 5
             try:
@@ -239,13 +241,13 @@ class Supervisor:
                     held = await self._engine.store.renew_lease(self.worker_id, lease_secs)
             except (Unavailable, trio.TooSlowError) as error:
                 log.warning("lease_not_renewed worker=%s error=%s", self.worker_id, error)
-                pause_secs = lease_secs / 15
-                if trio.current_time() + pause_secs < last:
+                due = trio.current_time() + lease_secs / 15
+                if due < last:
                     continue
                 held = False
             if held:
                 self._lease_ends = now + lease_secs
-                pause_secs = lease_secs / 3
+                due = now + lease_secs / 3
                 continue
             log.error("lease_lost worker=%s sagas=%d", self.worker_id, len(self._runs))
             self._holds_lease = False
@@ -253,7 +255,7 @@ class Supervisor:
                 run.scope.cancel()
             await self._until_idle()
             await self._rejoin()
-            pause_secs = lease_secs / 3
+            due = self._lease_ends - lease_secs * 2 / 3
 
     async def _claim_loop(self) -> None:
         """Fills free places from the store: at start, whenever one becomes free while sagas wait, when another worker

@@ -201,10 +201,10 @@ class Audit:
             late_secs = (now - row.deadline_at).total_seconds()
             if late_secs > CLOCKS_DIFFER_SECS:
                 self.breach("a call after the deadline of the workflow", saga_id, late_secs)
-        self._check_attempt(trail, call, executing)
+        self._check_attempt(trail, call)
         self._check_request(trail, call, executing)
 
-    def _check_attempt(self, trail: Trail, call: StepCall, executing: bool) -> None:
+    def _check_attempt(self, trail: Trail, call: StepCall) -> None:
         step = trail.workflow.steps[call.step_index]
         made = trail.attempts.setdefault((call.step_index, call.action, len(trail.reopened)), Attempts())
         again_after_crash = call.attempt == made.number and call.epoch > made.epoch

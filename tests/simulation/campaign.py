@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import Counter, deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 
 import msgspec
 
@@ -66,30 +67,29 @@ def simulate(sagas: int, seed: int, *, processes: int = 1, progress: Callable[[R
     rule, for a broken engine breaks it often."""
     report = Report()
     began = time.perf_counter()
-    for outcome in _outcomes(seed, processes):
-        report.add(outcome)
-        report.seconds = time.perf_counter() - began
-        if progress is not None:
-            progress(report)
-        if report.sagas >= sagas or report.violations:
-            return report
+    with closing(_outcomes(seed, processes)) as outcomes:
+        for outcome in outcomes:
+            report.add(outcome)
+            report.seconds = time.perf_counter() - began
+            if progress is not None:
+                progress(report)
+            if report.sagas >= sagas or report.violations:
+                return report
     raise AssertionError("seeds do not run out")
 
 
-def _outcomes(seed: int, processes: int) -> Iterator[Outcome]:
+def _outcomes(seed: int, processes: int) -> Generator[Outcome, None, None]:
     seeds = itertools.count(seed)
     if processes == 1:
         yield from map(one_run, seeds)
         return
-    # Spawned, not forked: the caller may have threads.
+    # Spawned, not forked: the caller may have threads. In the order of the seeds, so that a campaign is the same again.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running: set[Future[Outcome]] = {pool.submit(one_run, next(seeds)) for _ in range(processes * 2)}
+        running = deque(pool.submit(one_run, next(seeds)) for _ in range(processes * 4))
         try:
             while True:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    running.add(pool.submit(one_run, next(seeds)))
-                    yield future.result()
+                running.append(pool.submit(one_run, next(seeds)))
+                yield running.popleft().result()
         finally:
             for future in running:
                 future.cancel()

@@ -135,14 +135,14 @@ class Chance:
     def trace(self) -> str:
         return self._trace.hexdigest()
 
-    def course(self, climate: Climate, *, undo: bool) -> Course:
+    def course(self, climate: Climate) -> Course:
         """What becomes of the next call."""
         dice = self.dice
         roll = dice.random()
         if roll >= climate.call_trouble + climate.refusals:
             return WELL if roll < 0.6 else Course(there_secs=dice.choice((0.01, 0.05, 0.1)))
         if roll < climate.refusals:
-            return self._refusal(undo)
+            return self._refusal()
         kind = dice.randrange(9)
         if kind == 0:
             self.faults["call: never left"] += 1
@@ -172,7 +172,7 @@ class Chance:
         self.faults["call: slow"] += 1
         return Course(there_secs=dice.uniform(0.2, 6.0))
 
-    def _refusal(self, undo: bool) -> Course:
+    def _refusal(self) -> Course:
         kind = self.dice.randrange(4)
         if kind == 0:
             self.faults["call: refused for good"] += 1

@@ -32,7 +32,7 @@ class Participants:
     async def call(self, worker: Worker, call: StepCall) -> Answer:
         world = self._world
         world.audit.call_begins(worker, call)
-        course = world.chance.course(world.climate, undo=call.action is StepAction.COMPENSATE)
+        course = world.chance.course(world.climate)
         answer: Answer | None = None
         try:
             world.may_die(worker, before=True)

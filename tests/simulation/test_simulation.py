@@ -12,6 +12,10 @@ from tests.simulation.campaign import SAGAS_IN_A_RUN, simulate
 from tests.simulation.world import World
 
 EXPECTED = [
+    "broker away",
+    "broker: acknowledgement lost",
+    "broker: connection breaks",
+    "broker: message refused for good",
     "call: never left",
     "call: reply lost",
     "call: reply never comes",
@@ -33,6 +37,7 @@ EXPECTED = [
     "database: reply lost",
     "database: request lost",
     "lease lost: cut off",
+    "notice lost",
     "operator: compensation run again",
     "worker stopped",
 ]
@@ -43,7 +48,7 @@ def test_no_rule_is_broken_in_twenty_thousand_sagas_amid_faults_of_every_kind() 
     report = simulate(20_000, seed=1_000, processes=2)
     assert report.violations == [], report.told()
     assert report.sagas >= 20_000
-    assert [kind for kind in EXPECTED if report.faults[kind] < 10] == []
+    assert [kind for kind in EXPECTED if report.faults[kind] < 5] == []
     assert report.ends.keys() == {"COMPLETED", "FAILED", "CANCELLED"}
 
 

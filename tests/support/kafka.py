@@ -123,9 +123,18 @@ class RealBroker:
         # Named: the library gives up what a client without references was asked for.
         client = AdminClient({"bootstrap.servers": self.bootstrap})
         made = client.create_topics([NewTopic(one, partitions, 1, config=config) for one in (name, f"{name}.dlq")])
-        for future in made.values():
+        for one, future in made.items():
             future.result(READ_SECS)
+            # Made, but not yet led: the first messages would be turned away.
+            give_up_at = time.monotonic() + READ_SECS
+            while not _is_led(client, one, partitions):
+                assert time.monotonic() < give_up_at, f"{one} has no leaders"
         return name
+
+
+def _is_led(client: AdminClient, topic: str, partitions: int) -> bool:
+    found = client.list_topics(topic, timeout=READ_SECS).topics[topic].partitions
+    return len(found) == partitions and all(one.leader >= 0 for one in found.values())
 
 
 @contextmanager
