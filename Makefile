@@ -22,7 +22,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make format   lay out the code"
 	@echo "make proto    generate the Python of the .proto files"
-	@echo "make bench    measure, and print a table (ARGS=--workers: one, two and three workers)"
+	@echo "make bench    measure, and print a table (ARGS=--safety: several workers, events, recovery)"
 	@echo "make simulate SAGAS=20000 SEED=0"
 	@echo "              run that many sagas amid simulated crashes, lost replies and lost leases (docs/simulation.md)"
 	@echo "make chaos    kill workers and Postgres under load for MINUTES=1 and check that nothing is lost"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench import safety
 from bench.engine import STEPS
+from bench.processes import measured, participant, say
 from tests.support.kafka import running_broker
 from tests.support.postgres import PostgresServer, running_server
 
@@ -25,32 +26,6 @@ FLOOR_RATIO = 0.45
 """Steps a second over raw calls a second, at least (the project's own goal)."""
 ALONE_MS = {"postgres": 15.0, "sqlite": 10.0}
 BACKLOG_MB = 200.0
-WORKERS = (1, 2, 3)
-
-
-@contextmanager
-def participant() -> Iterator[int]:
-    """The port of a participant in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.participant"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield int(process.stdout.readline())
-    finally:
-        process.stdin.close()
-        process.wait(10)
-        process.stdout.close()
-
-
-def measured(module: str, *arguments: object) -> dict[str, Any]:
-    """What a measuring process printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 @contextmanager
@@ -62,10 +37,6 @@ def store_of(kind: str, server: PostgresServer, folder: Path) -> Iterator[str]:
     else:
         with tempfile.TemporaryDirectory(dir=folder) as inner:
             yield f"{inner}/saga.sqlite3"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def run(scale: float) -> dict[str, Any]:
@@ -118,51 +89,6 @@ def run(scale: float) -> dict[str, Any]:
                     *("--store", store, "--bootstrap", broker.bootstrap, "--topic", broker.topic(6), "--sagas", sagas),
                 )
     return results
-
-
-def run_workers(scale: float) -> dict[str, Any]:
-    """One, two and three workers on one Postgres, each with 100 sagas in flight; `scale` shortens it."""
-    results: dict[str, Any] = {"cores": os.cpu_count(), "python": sys.version.split()[0], "workers": []}
-    with running_server(durable=True) as server, participant() as port:
-        server.make_template()
-        results["postgres"] = server.version
-        for count in WORKERS:
-            sagas = int(6000 * scale)
-            say(f"{count} workers: {sagas} sagas each ...")
-            with server.cloned_database() as dsn:
-                arguments = ["--store", dsn, "--port", str(port), "--sagas", str(sagas), "--in-flight", "100"]
-                running = [
-                    subprocess.Popen([sys.executable, "-m", "bench.engine", *arguments], stdout=subprocess.PIPE)
-                    for _ in range(count)
-                ]
-                each = [json.loads(one.communicate()[0]) for one in running]
-            results["workers"].append(
-                {
-                    "workers": count,
-                    "sagas_per_s": sum(one["sagas_per_s"] for one in each),
-                    "cpu_us_per_step": sum(one["cpu_us_per_step"] for one in each) / count,
-                    "p50_ms": max(one["p50_ms"] for one in each),
-                    "p99_ms": max(one["p99_ms"] for one in each),
-                }
-            )
-    return results
-
-
-def table_of_workers(results: dict[str, Any]) -> str:
-    """The results for people."""
-    lines = [
-        f"{STEPS}-step sagas, 100 in flight a worker, all on one Postgres; participant in its own process, "
-        f"{results['cores']} cores, Python {results['python']}, PostgreSQL {results['postgres']} (fsync on), events "
-        "written to the outbox. Sagas/s are the sum over the workers, which run at the same time.",
-        "",
-        f"{'workers':>7} {'sagas/s':>8} {'CPU us/step':>11} {'p50 ms':>7} {'p99 ms':>7}",
-    ]
-    lines += [
-        f"{one['workers']:>7} {one['sagas_per_s']:>8.0f} {one['cpu_us_per_step']:>11.0f} {one['p50_ms']:>7.1f} "
-        f"{one['p99_ms']:>7.1f}"
-        for one in results["workers"]
-    ]
-    return "\n".join(lines)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -225,8 +151,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="bench", description="Measures the engine; prints a table.")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--scale", type=float, default=1.0, help="0.1: a tenth of the sagas, for a quick look")
-    parser.add_argument("--workers", action="store_true", help="instead: one, two and three workers on one Postgres")
+    parser.add_argument("--safety", action="store_true", help="instead: several workers, events, recovery")
     options = parser.parse_args()
-    figures = run_workers(options.scale) if options.workers else run(options.scale)
-    text = table_of_workers(figures) if options.workers else table(figures)
+    figures = safety.run(options.scale) if options.safety else run(options.scale)
+    text = safety.table(figures) if options.safety else table(figures)
     print(json.dumps(figures, indent=2) if options.json else text)

@@ -31,6 +31,8 @@ from saga.service import SagaService, StartSaga
 from saga.supervisor import Limits, Supervisor
 from saga.watchers import Watchers
 from store.instants import SystemClock
+from store.kafka import KafkaPublisher, KafkaSettings
+from store.outbox import Relay
 from store.postgres import PostgresStore, open_postgres
 from store.sqlite import SqliteStore, open_sqlite
 
@@ -158,8 +160,23 @@ async def opened(store: str, events: bool) -> AsyncIterator[AnyStore]:
             yield sqlite
 
 
+@asynccontextmanager
+async def relayed(store: AnyStore, bootstrap: str | None, topic: str) -> AsyncIterator[None]:
+    """Publishes what the store's outbox gets meanwhile, in this process, as a server does."""
+    async with trio.open_nursery() as nursery:
+        if bootstrap is not None:
+            publisher = KafkaPublisher(KafkaSettings(brokers=(bootstrap,)), client_id="bench")
+            await nursery.start(Relay(store.outbox, publisher, relay_id="bench", topic=topic).run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
 async def main(options: argparse.Namespace) -> None:
-    async with open_loop(), opened(options.store, options.events) as store:
+    async with (
+        open_loop(),
+        opened(options.store, options.events) as store,
+        relayed(store, options.bootstrap, options.topic),
+    ):
         if options.backlog:
             result = await backlog(store, options.port, options.sagas)
         else:
@@ -174,5 +191,7 @@ if __name__ == "__main__":
     parser.add_argument("--sagas", type=int, required=True)
     parser.add_argument("--in-flight", type=int, default=100)
     parser.add_argument("--events", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--bootstrap", help="a broker: events are published too")
+    parser.add_argument("--topic", default="")
     parser.add_argument("--backlog", action="store_true")
     trio.run(main, parser.parse_args())

@@ -7,6 +7,7 @@ remembers nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from typing import Any
@@ -62,6 +63,8 @@ class Participant:
 
 
 async def main() -> None:
+    # Workers are killed in mid-call: what asyncio has to say of that is no news.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     server = Server(ServerReflection.extend([Participant()]))
     # A port of our own choice, not a socket: asyncio turns Nagle off only on sockets it made itself (their protocol
     # number says TCP); with Nagle every call alone on its connection takes 40 ms.
