@@ -59,8 +59,8 @@ async def open_sagas(store: AnyStore) -> int:
 
 async def until_open(store: AnyStore, at_most: int) -> None:
     """Looks as often for the normal run as for the recovery: what that costs is in both."""
-    while await open_sagas(store) > at_most:
-        await trio.sleep(LOOK_SECS)  # noqa: ASYNC110  # it is another process that ends them
+    while await open_sagas(store) > at_most:  # noqa: ASYNC110  # it is another process that ends them
+        await trio.sleep(LOOK_SECS)
 
 
 async def run_worker(options: argparse.Namespace) -> None:

@@ -107,6 +107,7 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"SIGKILL with {recovery['open_at_the_kill']} sagas open: another worker ended them in "
-        f"{recovery['recovery_s']:.1f} s; as many without a kill: {recovery['normal_s']:.1f} s; ratio {recovery['ratio']:.2f} (goal <= 1.2)",
+        f"{recovery['recovery_s']:.1f} s; as many without a kill: {recovery['normal_s']:.1f} s; "
+        f"ratio {recovery['ratio']:.2f} (goal <= 1.2)",
     ]
     return "\n".join(lines)
