@@ -253,8 +253,8 @@ class Store(Protocol):
         ...
 
     async def release(self, saga: Saga, *, interrupted: bool, retry_in_secs: float | None = None) -> bool:
-        """Gives the saga up if it is still owned at this epoch. `interrupted`: an attempt was cut off, so the outcome
-        of the step in hand is unknown. With `retry_in_secs` nobody claims it before that. False: not owned any more."""
+        """Gives the saga up if it is open and still owned at this epoch. `interrupted`: an attempt was cut off, so the
+        outcome of the step in hand is unknown. With `retry_in_secs` nobody claims it before that. False: it was not."""
         ...
 
     async def register_worker(self, worker_id: str, lease_secs: float) -> None: ...
@@ -273,9 +273,9 @@ class Store(Protocol):
         been accepted by another worker."""
         ...
 
-    async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
-        """Frees what this worker owns save the sagas it names, as `release_expired_workers` does; returns how many.
-        For a worker that cannot know whether a write of its own has given it more than it runs."""
+    async def owned(self, worker_id: str) -> Sequence[Saga]:
+        """The open sagas of this worker. For one that cannot know whether a write of its own has given it more than it
+        runs."""
         ...
 
     async def remove_worker(self, worker_id: str) -> None:

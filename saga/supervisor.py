@@ -15,7 +15,7 @@ import trio
 
 from saga.catalog import Catalog
 from saga.errors import LeaseLost, SagaError, Unavailable
-from saga.model import Saga
+from saga.model import Saga, SagaStatus
 from saga.ports import CancelAccepted, Claimed, Notice, NoticesMissed, SagasDue, WorkflowAdded
 from saga.runner import STORE_PAUSE_SECS, Engine, SagaRun
 from saga.workflow import Workflow
@@ -59,7 +59,10 @@ class Supervisor:
         self._engine = engine
         self._catalog = catalog
         self._limits = limits
+        self._name = worker_id
+        self._lives = 1
         self.worker_id = worker_id
+        """The name it owns sagas under; another one after each lease it has lost."""
         self._runs: dict[str, SagaRun] = {}
         self._reserved = 0
         self._nursery: trio.Nursery | None = None
@@ -69,7 +72,6 @@ class Supervisor:
         # an error although it happened, or is still to happen.
         self._doubt_ends = 0.0
         self._being_created: set[str] = set()
-        self._releasing = False
         # Sagas may be waiting in the store, older than any that is started now: they go first.
         self._backlog = True
         # Another worker has told of a saga that is due. It may take that one itself, so this holds up no start here.
@@ -101,7 +103,7 @@ class Supervisor:
     @contextmanager
     def place(self, saga_id: str) -> Iterator[Place]:
         """Holds a place while a saga is being created, if there is one and nobody older is waiting for it."""
-        free = self._may_take_more and not self._releasing and not self._backlog and self.room > 0
+        free = self._may_take_more and not self._backlog and self.room > 0
         self._reserved += free
         self._being_created.add(saga_id)
         try:
@@ -216,14 +218,15 @@ class Supervisor:
                     return
 
     async def _rejoin(self) -> None:
-        """Starts over after a lost lease. What the store still has under this name is freed first: nothing runs it."""
-        while True:
-            try:
-                await self._engine.store.remove_worker(self.worker_id)
-            except Unavailable:
-                await trio.sleep(POLL_SECS)
-            else:
-                break
+        """Starts over after a lost lease, under a new name: a write that was given up under the old one may still land,
+        however late, and must not free what is claimed from now on."""
+        try:
+            await self._engine.store.remove_worker(self.worker_id)
+        except Unavailable as error:
+            # What it still has under that name is free when its lease ends.
+            log.warning("worker_not_removed worker=%s error=%s", self.worker_id, error)
+        self._lives += 1
+        self.worker_id = f"{self._name}/{self._lives}"
         await self._join()
         self.wake()
 
@@ -289,14 +292,13 @@ class Supervisor:
 
     async def _release_what_nobody_runs(self) -> None:
         if trio.current_time() < self._doubt_ends and self._holds_lease:
-            # Claims are made by this very task. What is created until this has landed is not in the list, so it must
-            # not be ours: it would be freed while it runs.
-            known = [*self._runs, *self._being_created]
-            self._releasing = True
-            try:
-                self._backlog |= await self._engine.store.release_all_but(self.worker_id, known) > 0
-            finally:
-                self._releasing = False
+            owned = await self._engine.store.owned(self.worker_id)
+            # Nothing begins these any more: claims are made by this very task, and raise the epoch. What has ended or
+            # left since the store was asked is not touched.
+            unknown = [saga for saga in owned if saga.saga_id not in {*self._runs, *self._being_created}]
+            for saga in unknown:
+                interrupted = saga.status is SagaStatus.RUNNING
+                self._backlog |= await self._engine.store.release(saga, interrupted=interrupted)
 
     async def _pass_on_cancel_requests(self) -> None:
         """Those that another worker accepted; ours reach their runs at once."""

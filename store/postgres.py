@@ -543,17 +543,18 @@ class PostgresStore:
 
         return await self._read(say)
 
-    async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
-        async def say(connection: Connection) -> int:
-            return len(await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id, running=list(running)))
+    async def owned(self, worker_id: str) -> Sequence[Saga]:
+        async def say(connection: Connection) -> list[Saga]:
+            found = await _fetch(connection, _Q["open_sagas_of_worker"], worker_id=worker_id)
+            return [rows.saga_from_row(row, _instant) for row in found]
 
-        return await self._write(say)
+        return await self._read(say)
 
     async def remove_worker(self, worker_id: str) -> None:
         async def say(connection: Connection) -> None:
             # No transaction: its ROLLBACK would wait for a database that hangs. Cut off between the two, the worker is
             # removed when its lease ends.
-            await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id, running=[])
+            await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id)
             await _fetch(connection, _Q["remove_worker"], worker_id=worker_id)
 
         await self._write_or_give_up(say)

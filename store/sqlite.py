@@ -274,6 +274,10 @@ class _Database:
     def cancel_requests(self, worker_id: str) -> list[str]:
         return [row["id"] for row in self._run(_Q["cancel_requests_of_worker"], worker_id=worker_id)]
 
+    def owned(self, worker_id: str) -> list[Saga]:
+        found = self._run(_Q["open_sagas_of_worker"], worker_id=worker_id)
+        return [rows.saga_from_row(_row(row), _instant) for row in found]
+
     def ping(self) -> None:
         self._run(_Q["ping"])
 
@@ -347,13 +351,9 @@ class _Database:
             self._run(_Q["remove_expired_workers"], now=None)
             return len(self._run(_Q["free_abandoned_sagas"]))
 
-    def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
-        with self._transaction():
-            return len(self._run(_Q["free_sagas_of_worker"], worker_id=worker_id, running=_array(running)))
-
     def remove_worker(self, worker_id: str) -> None:
         with self._transaction():
-            self._run(_Q["free_sagas_of_worker"], worker_id=worker_id, running=_array([]))
+            self._run(_Q["free_sagas_of_worker"], worker_id=worker_id)
             self._run(_Q["remove_worker"], worker_id=worker_id)
 
     def remove_all_workers(self) -> None:
@@ -529,8 +529,8 @@ class SqliteStore:
     async def cancel_requests(self, worker_id: str) -> Sequence[str]:
         return await self._read(self._reader.cancel_requests, worker_id)
 
-    async def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
-        return await self._write(self._writer.release_all_but, worker_id, running)
+    async def owned(self, worker_id: str) -> Sequence[Saga]:
+        return await self._read(self._reader.owned, worker_id)
 
     async def remove_worker(self, worker_id: str) -> None:
         await self._write(self._writer.remove_worker, worker_id)

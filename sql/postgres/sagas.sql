@@ -225,6 +225,14 @@ SELECT claimed.*,
         WHERE l.saga_id = claimed.id AND l.action = 'EXECUTE' AND l.status = 'SUCCESS') AS responses
 FROM claimed;
 
+-- name: open_sagas_of_worker
+-- for: what a worker owns, to be held against what it runs. idx_saga_states_owner.
+SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
+       created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
+FROM saga.saga_states
+WHERE owner = :worker_id::text AND status IN ('STARTED', 'RUNNING', 'COMPENSATING');
+
 -- name: release_if_owned
 -- for: giving one saga up; an earlier wake-up time stays unless a new one is given. The revision stays: only a move
 -- raises it, by which a move that is sent again knows itself.
@@ -235,4 +243,5 @@ UPDATE saga.saga_states SET
         coalesce(:now::timestamptz, clock_timestamp()) + :retry_in_secs::float8 * interval '1 second', next_attempt_at
     )
 WHERE id = :saga_id::uuid AND owner = :owner::text AND epoch = :epoch::int
+  AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 RETURNING id;

@@ -42,12 +42,11 @@ FROM saga.saga_states
 WHERE owner = :worker_id::text AND status IN ('STARTED', 'RUNNING') AND cancel_requested;
 
 -- name: free_sagas_of_worker
--- for: what a worker owns and does not run: all of it when it ends in order.
+-- for: what a worker still owns when it ends in order.
 UPDATE saga.saga_states SET
     owner = NULL,
     outcome_unknown = outcome_unknown OR status = 'RUNNING'
 WHERE owner = :worker_id::text AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
-  AND NOT id = ANY (:running::uuid[])
 RETURNING id;
 
 -- name: ping

@@ -151,6 +151,14 @@ RETURNING id, workflow_name, workflow_version, current_step, status, payload, co
            FROM saga_step_logs AS l
            WHERE l.saga_id = saga_states.id AND l.action = 'EXECUTE' AND l.status = 'SUCCESS') AS responses;
 
+-- name: open_sagas_of_worker
+-- for: what a worker owns, to be held against what it runs. idx_saga_states_owner.
+SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
+       created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
+FROM saga_states
+WHERE owner = :worker_id AND status IN ('STARTED', 'RUNNING', 'COMPENSATING');
+
 -- name: release_if_owned
 -- for: giving one saga up; an earlier wake-up time stays unless a new one is given. The revision stays: only a move
 -- raises it, by which a move that is sent again knows itself.
@@ -160,4 +168,5 @@ UPDATE saga_states SET
     next_attempt_at = coalesce(after_secs(coalesce(:now, clock_timestamp()), :retry_in_secs), next_attempt_at),
     updated_at = clock_timestamp()
 WHERE id = :saga_id AND owner = :owner AND epoch = :epoch
+  AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 RETURNING id;

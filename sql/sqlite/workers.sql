@@ -43,13 +43,12 @@ FROM saga_states
 WHERE owner = :worker_id AND status IN ('STARTED', 'RUNNING') AND cancel_requested;
 
 -- name: free_sagas_of_worker
--- for: what a worker owns and does not run: all of it when it ends in order.
+-- for: what a worker still owns when it ends in order.
 UPDATE saga_states SET
     owner = NULL,
     outcome_unknown = outcome_unknown OR status = 'RUNNING',
     updated_at = clock_timestamp()
 WHERE owner = :worker_id AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
-  AND id NOT IN (SELECT value FROM json_each(:running))
 RETURNING id;
 
 -- name: ping

@@ -75,7 +75,6 @@ class Audit:
         self.moves = 0
         self.events = 0
         self._by_key: dict[str, str] = {}
-        self._disowned: set[str] = set()
 
     def breach(self, rule: str, *about: object) -> None:
         self.violations.append(f"{rule}: {' '.join(map(str, about))}")
@@ -131,7 +130,7 @@ class Audit:
         saga_id = before.saga_id
         if (believed.owner, believed.epoch, believed.revision) != (before.owner, before.epoch, before.revision):
             self.breach("a write by a stale owner landed", saga_id, believed.owner, before.owner)
-        if before.owner not in (None, door.worker_id) and before.status not in FINAL:
+        if before.owner is not None and before.owner.split("/")[0] != door.worker_id and before.status not in FINAL:
             self.breach("a write by a worker that does not own the saga", saga_id, door.worker_id, before.owner)
         if (after.revision, after.epoch) != (before.revision + 1, before.epoch):
             self.breach("a move that is not one revision on", saga_id, before.revision, after.revision)
@@ -165,10 +164,6 @@ class Audit:
             if after.undo_plan or after.attempt:
                 self.breach("something is left to do in a final state", saga_id)
 
-    def disowned(self, worker: str) -> None:
-        """A late write of this worker may have freed sagas that it runs."""
-        self._disowned.add(worker)
-
     # --- participants ------------------------------------------------------------------------------------------------
 
     def call_begins(self, worker: Worker, call: StepCall) -> None:
@@ -181,14 +176,12 @@ class Audit:
         if row is None or trail is None:
             self.breach("a call for a saga that is not stored", saga_id)
             return
-        if (row.owner, row.epoch) != (worker.name, epoch) and worker.name not in self._disowned:
+        if (row.owner, row.epoch) != (worker.supervisor.worker_id, epoch):
             self.breach("a call by a worker that does not own the saga", saga_id, worker.name, row.owner, epoch)
-        if trail.in_flight is not None and trail.in_flight[0] not in self._disowned:
+        if trail.in_flight is not None:
             self.breach("two calls of one saga at once", saga_id, trail.in_flight, worker.name)
         trail.in_flight = (worker.name, epoch)
         executing = call.action is StepAction.EXECUTE
-        if epoch < row.epoch:
-            return  # by a worker that was disowned: it learns that from its next write
         due = (RUNNING, row.current_step) if executing else (COMPENSATING, row.undo_plan[0] if row.undo_plan else -1)
         if (row.status, row.attempt) != (due[0], call.attempt) or call.step_index != due[1]:
             self.breach("a call that is not stored as due", saga_id, call.step_index, call.action, row.status)

@@ -258,7 +258,7 @@ class Tables:
 
     def release(self, saga: Saga, interrupted: bool, retry_in_secs: float | None) -> bool:
         stored = self.sagas.get(saga.saga_id)
-        if stored is None or stored.owner is None or (stored.owner, stored.epoch) != (saga.owner, saga.epoch):
+        if stored is None or stored.status.is_terminal or (stored.owner, stored.epoch) != (saga.owner, saga.epoch):
             return False
         now = self._clock.now()
         self._put(
@@ -293,12 +293,11 @@ class Tables:
             del self._owned[owner]
         return freed
 
-    def release_all_but(self, worker_id: str, running: Sequence[str]) -> int:
-        kept = set(running)
-        return self._free_all([saga_id for saga_id in self._owned.get(worker_id, ()) if saga_id not in kept])
+    def owned(self, worker_id: str) -> list[Saga]:
+        return [self.sagas[saga_id] for saga_id in self._owned.get(worker_id, ())]
 
     def remove_worker(self, worker_id: str) -> None:
-        self.release_all_but(worker_id, [])
+        self._free_all(list(self._owned.get(worker_id, ())))
         self.leases.pop(worker_id, None)
 
     def remove_ended_before(self, age_secs: float, limit: int) -> int:

@@ -132,12 +132,12 @@ async def test_freeing_what_nobody_runs_leaves_alone_what_is_created_meanwhile(a
 
             asked = trio.Event()
 
-            async def slow(*_: object) -> None:
+            async def slow(*_: object, **__: object) -> None:
                 asked.set()
                 await trio.sleep(2)
 
             store.after["create"] = lose_the_answer
-            store.before["release_all_but"] = slow
+            store.before["release"] = slow
             with pytest.raises(Unavailable):
                 await worker.service.start(StartSaga(workflow_name="order"))
             with trio.fail_after(10):
@@ -190,3 +190,32 @@ async def test_a_lease_that_took_long_to_get_is_renewed_in_time(autojump_clock: 
         async with worker.at_work(), Worker(store.port, world, name="w2").at_work():
             await worker.end_of(waiting)
     assert len(world.seen) == 1
+
+
+async def test_a_farewell_that_was_given_up_and_lands_late_frees_nothing_that_was_taken_since(
+    autojump_clock: MockClock,
+) -> None:
+    # Seed 5001238 (there it was another write that freed all a worker owns): one saga had two callers.
+    world = World({"pay": [hang(), late(20)]})
+    async with memory_store(world, ONE_STEP) as store:
+        waiting = await unowned(store)
+        worker = Worker(store.port, world, limits=Limits(lease_secs=3.0))
+        given_up: list[str] = []
+
+        async def not_renewed(*_: object) -> None:
+            await trio.sleep(60)
+
+        async def unanswered(worker_id: str) -> None:
+            store.before.clear()
+            given_up.append(worker_id)
+            raise Unavailable("no answer")
+
+        store.before = {"renew_lease": not_renewed, "remove_worker": unanswered}
+        async with worker.at_work():
+            await world.until_called("pay", times=2)
+            await store.port.remove_worker(given_up[0])
+            freed = await store.port.release_expired_workers()
+            ended = await worker.end_of(waiting)
+    assert freed == 0
+    assert ended.status is SagaStatus.COMPLETED
+    assert [seen.call.epoch for seen in world.seen] == [1, 2]

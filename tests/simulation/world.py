@@ -46,9 +46,6 @@ T = TypeVar("T")
 
 EXCHANGE_SECS = 6.0
 """Longest an exchange with the database takes before its sender is told that it failed."""
-DISOWNING = {"release_all_but", "remove_worker"}
-"""Writes that free sagas without naming an owner's epoch. One that lands after it was given up can free a saga that its
-sender runs: it then has two callers until the first one writes. Nothing else may bring that about."""
 LONGEST_SECS = 3600.0
 """Virtual time after the last trouble in which every saga has to end."""
 
@@ -271,8 +268,6 @@ class World:
     def landed_late(self, door: Door, name: str) -> None:
         """A write landed whose sender had been told that it failed, or had given it up."""
         self.chance.note("landed late", door.worker_id, name)
-        if name in DISOWNING:
-            self.audit.disowned(door.worker_id)
 
     def of_notice(self, door: Door, notice: Notice) -> None:
         """What the others hear of a write, at once, late or never."""

@@ -313,20 +313,21 @@ async def test_a_worker_is_told_which_of_its_sagas_are_asked_to_be_cancelled(sto
     assert list(await store.cancel_requests(WORKER)) == [asked.saga_id]
 
 
-async def test_a_worker_frees_what_it_owns_and_does_not_run(store: Store) -> None:
-    await store.register_worker(WORKER, 15)
-    await store.register_worker("worker-2", 15)
-    known, other = await running(store), await running(store, owner="worker-2")
-    unknown = await running(store)
-    ended = (await store.record(move(await running(store), status=SagaStatus.COMPLETED))).saga
-    assert await store.release_all_but(WORKER, [known.saga_id]) == 1
-    freed = await store.get(unknown.saga_id)
-    assert freed is not None
-    assert (freed.owner, freed.outcome_unknown, freed.revision) == (None, True, unknown.revision)
-    for untouched in (known, other, ended):
-        assert await store.get(untouched.saga_id) == untouched
-    assert await store.release_all_but(WORKER, []) == 1
-    assert await store.release_all_but(WORKER, []) == 0
+async def test_a_worker_is_told_what_it_owns(store: Store) -> None:
+    assert list(await store.owned(WORKER)) == []
+    mine = [await running(store), await running(store)]
+    await running(store, owner="worker-2")
+    await store.record(move(await running(store), status=SagaStatus.COMPLETED))
+    await store.release(await running(store), interrupted=False)
+    found = sorted(await store.owned(WORKER), key=lambda saga: saga.saga_id)
+    assert found == sorted(mine, key=lambda saga: saga.saga_id)
+
+
+async def test_a_saga_that_has_ended_is_not_released(store: Store) -> None:
+    saga = await running(store)
+    ended = (await store.record(move(saga, status=SagaStatus.COMPLETED))).saga
+    assert not await store.release(saga, interrupted=True)
+    assert await store.get(saga.saga_id) == ended
 
 
 async def test_a_saga_whose_owner_is_no_worker_is_freed(store: Store) -> None:
