@@ -61,6 +61,10 @@ is what runs out first, so one."""
 EXCHANGE_SECS = 30.0
 """How long one exchange may take, the server's own work included, before it counts as lost. Far above any batch."""
 
+IDLE_SECS = 5.0
+"""How long the server waits for the next statement of a transaction. A process that stands still, or a machine that is
+gone without a word, would keep what it has locked from all others for as long as its connection lasts: hours."""
+
 CONNECT_SECS = 5.0
 """How long opening a connection may take. A database that needs longer is not one to wait for with sagas in hand."""
 
@@ -88,7 +92,10 @@ _SESSION = {
     "application_name": "saga",
     "jit": "off",  # no statement here runs long enough to repay compiling it
     "statement_timeout": str(int(EXCHANGE_SECS * 1000)),  # the server gives up when we do
+    "idle_in_transaction_session_timeout": str(int(IDLE_SECS * 1000)),
 }
+# Rewriting a table of millions takes its time, and what was cut off would be begun anew for ever.
+MIGRATION_SESSION = {**_SESSION, "statement_timeout": "0"}
 # A batch's statement is planned once a connection. Without seqscan because that plan must also suit a table that was
 # empty when it was made and is not any more.
 _WRITER_SESSION = {**_SESSION, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
@@ -529,10 +536,11 @@ class PostgresStore:
     async def release_expired_workers(self) -> int:
         async def say(connection: Connection) -> int:
             # Two statements, so that the second sees whom the first removed; a worker that renewed while the first
-            # waited for its row was not removed and keeps its sagas.
-            async with connection.transaction():
-                await _fetch(connection, _Q["remove_expired_workers"], now=self._now())
-                return len(await _fetch(connection, _Q["free_abandoned_sagas"]))
+            # waited for its row was not removed and keeps its sagas. No transaction: who stood still amid it would keep
+            # the others from sweeping, and their leases wait behind that. The second also frees what an earlier sweep
+            # did not come to.
+            await _fetch(connection, _Q["remove_expired_workers"], now=self._now())
+            return len(await _fetch(connection, _Q["free_abandoned_sagas"]))
 
         return await self._write(say)
 
@@ -707,7 +715,7 @@ async def open_postgres(
 
     async def prepare() -> Any:
         with translated():
-            connection = await connect(dsn)
+            connection = await connect(dsn, MIGRATION_SESSION)
             try:
                 if migrate:
                     await postgres_migrations.migrate_up(connection)

@@ -28,8 +28,8 @@ _ENVIRONMENT_CLASSES = frozenset({"08", "28", "53", "55", "57", "58", "3D"})
 """SQLSTATE classes: connection, authorization, resources, object state (a lock not to be had), operator, system, no
 such database."""
 
-_ENVIRONMENT_STATES = frozenset({"25006", "F0000", "XX001", "XX002"})
-"""Read-only after a failover; a bad configuration file; damaged data or index."""
+_ENVIRONMENT_STATES = frozenset({"25006", "25P03", "F0000", "XX001", "XX002"})
+"""Read-only after a failover; a transaction that stood still; a bad configuration file; damaged data or index."""
 
 _CONTENT_CLASSES = frozenset({"22", "23", "54"})
 """Data, constraints, limits (nesting, size of an index entry)."""

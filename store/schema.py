@@ -17,7 +17,7 @@ from bridge import open_loop, run_aio
 from saga.errors import SagaError
 from store import postgres_migrations, sqlite_migrations
 from store.migrations import MigrationStatus
-from store.postgres import Connection, connect
+from store.postgres import MIGRATION_SESSION, Connection, connect
 from store.postgres_errors import translated
 from store.sqlite import locked, opened_connection, translated_sqlite
 
@@ -58,7 +58,7 @@ async def migration_status(address: str) -> list[MigrationStatus]:
 async def _on_postgres(dsn: str, say: Callable[[Connection], Awaitable[T]]) -> T:
     async def body() -> T:
         with translated():
-            connection = await connect(dsn)
+            connection = await connect(dsn, MIGRATION_SESSION)
             try:
                 return await say(connection)
             finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,9 @@ from bridge import open_loop, run_aio
 from saga.errors import RowRejected, Unavailable
 from saga.model import Saga
 from saga.ports import Recorded
-from store.postgres import PostgresStore, _Link, open_postgres
+from store.postgres import _READER_SESSION, _SESSION, _WRITER_SESSION, PostgresStore, _fetch, _Link, open_postgres
 from store.postgres_errors import NothingSent, TryAgain, translation_of
+from store.queries import Query
 from tests.store.samples import WORKER, created, log_entry, move, new_saga, running
 from tests.support.postgres import PostgresServer, in_plain_loop
 
@@ -375,6 +377,71 @@ async def test_a_connection_on_which_time_ran_out_is_not_used_again(
         after = await run_aio(link.exchange(lambda connection: connection.fetchval(pid)))
         assert after != before
         await run_aio(link.close())
+
+
+async def test_a_worker_that_stands_still_amid_a_sweep_holds_up_no_other(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP, or a machine that is gone without a word: its connection stays, and with it whatever it has locked."""
+    stands_still = trio.Event()
+
+    async def fetch_and_stand_still(connection: Any, query: Query, **parameters: object) -> list[Any]:
+        found = await _fetch(connection, query, **parameters)
+        if query.name == "remove_expired_workers" and not stands_still.is_set():
+            stands_still.set()
+            await asyncio.sleep(60)
+        return found
+
+    async with (
+        open_loop(),
+        open_postgres(postgres_dsn, events=True) as first,
+        open_postgres(postgres_dsn, events=True) as second,
+        trio.open_nursery() as others,
+    ):
+        await first.register_worker("dead", 0.0)
+        await second.register_worker(WORKER, 60.0)
+        with monkeypatch.context() as patched:
+            patched.setattr("store.postgres._fetch", fetch_and_stand_still)
+            patched.setattr(first, "_write", first._write_or_give_up)  # so that the test can end
+            others.start_soon(first.release_expired_workers)
+            await stands_still.wait()
+        with trio.fail_after(10):
+            await second.release_expired_workers()
+            assert await second.renew_lease(WORKER, 60.0)
+        others.cancel_scope.cancel()
+
+
+async def test_the_database_ends_a_transaction_whose_client_stands_still(postgres_dsn: str) -> None:
+    async with open_loop():
+        for session in (_SESSION, _WRITER_SESSION, _READER_SESSION):
+            assert session["idle_in_transaction_session_timeout"] == "5000"
+        link = _Link(postgres_dsn, {**_SESSION, "idle_in_transaction_session_timeout": "50"})
+        waiting = _Link(postgres_dsn, _SESSION)
+
+        async def lock(connection: Any, then: Callable[[], Awaitable[object]]) -> None:
+            async with connection.transaction():
+                await connection.execute("LOCK saga.outbox_partitions")
+                await then()
+                await connection.execute("SELECT 1")
+
+        async def until_another_has_it() -> None:
+            await waiting.exchange(partial(lock, then=partial(asyncio.sleep, 0)))
+
+        with trio.fail_after(10), pytest.raises(Unavailable):
+            await run_aio(link.exchange(partial(lock, then=until_another_has_it)))
+        assert await run_aio(link.exchange(lambda connection: connection.fetchval("SELECT 1"))) == 1
+        await run_aio(link.close())
+        await run_aio(waiting.close())
+
+
+async def test_a_migration_may_take_longer_than_any_exchange(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of millions is rewritten in minutes; cut off, the start would try the same for ever."""
+    monkeypatch.setitem(_SESSION, "statement_timeout", "1")
+    with postgres_server.empty_database() as dsn:
+        async with open_loop(), open_postgres(dsn, events=True) as store:
+            assert await store.workflows() == []
 
 
 # --- answers that never come ------------------------------------------------------------------------------------------
