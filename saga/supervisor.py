@@ -31,6 +31,9 @@ POLL_SECS = 1.0
 end without a notice, and a notice may be lost. With what a claim takes it bounds the take-over of a dead worker's sagas
 to its lease and two seconds."""
 
+LATEST_LANDING_SECS = 60.0
+"""How long after it was given up a write may still land. The stores bound what they ask the database for to 30 s."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Section `saga` of the configuration, as far as it concerns the engine."""
@@ -70,7 +73,7 @@ class Supervisor:
         self._lease_ends = 0.0
         # Until then the store may hold sagas that are ours and that nobody runs: a creation or a claim was answered by
         # an error although it happened, or is still to happen.
-        self._doubt_ends = 0.0
+        self._doubt_ends: float | None = None
         self._being_created: set[str] = set()
         # Sagas may be waiting in the store, older than any that is started now: they go first.
         self._backlog = True
@@ -288,10 +291,11 @@ class Supervisor:
 
     def _doubt(self) -> None:
         """An unanswered write may have given us a saga that we do not know of, and may do so for some time yet."""
-        self._doubt_ends = trio.current_time() + self._limits.lease_secs
+        self._doubt_ends = trio.current_time() + LATEST_LANDING_SECS
 
     async def _release_what_nobody_runs(self) -> None:
-        if trio.current_time() < self._doubt_ends and self._holds_lease:
+        if self._doubt_ends is not None and self._holds_lease:
+            began = trio.current_time()
             owned = await self._engine.store.owned(self.worker_id)
             # Nothing begins these any more: claims are made by this very task, and raise the epoch. What has ended or
             # left since the store was asked is not touched.
@@ -299,6 +303,9 @@ class Supervisor:
             for saga in unknown:
                 interrupted = saga.status is SagaStatus.RUNNING
                 self._backlog |= await self._engine.store.release(saga, interrupted=interrupted)
+            # Only a look that was seen through, and began when nothing could land any more, was the last one.
+            if began >= self._doubt_ends:
+                self._doubt_ends = None
 
     async def _pass_on_cancel_requests(self) -> None:
         """Those that another worker accepted; ours reach their runs at once."""

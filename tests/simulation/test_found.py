@@ -192,6 +192,28 @@ async def test_a_lease_that_took_long_to_get_is_renewed_in_time(autojump_clock: 
     assert len(world.seen) == 1
 
 
+async def test_what_nobody_runs_is_freed_however_long_the_store_is_away_just_then(autojump_clock: MockClock) -> None:
+    # Seed 6004492: the look that would have freed it failed, and by the next one it was no longer thought of.
+    world = World()
+    async with memory_store(world, ONE_STEP) as store:
+        waiting = await unowned(store)
+
+        async def lose_the_answer(_: object) -> None:
+            store.after.pop("claim_due_sagas")
+            raise Unavailable("no answer")
+
+        async def away(*_: object, **__: object) -> None:
+            if trio.current_time() < 300:
+                raise Unavailable("away")
+
+        store.after["claim_due_sagas"] = lose_the_answer
+        store.before["release"] = away
+        async with Worker(store.port, world).at_work() as worker:
+            ended = await worker.end_of(waiting)
+    assert ended.status is SagaStatus.COMPLETED
+    assert 300 <= world.seen[0].at < 303
+
+
 async def test_a_farewell_that_was_given_up_and_lands_late_frees_nothing_that_was_taken_since(
     autojump_clock: MockClock,
 ) -> None:
