@@ -65,6 +65,11 @@ IDLE_SECS = 5.0
 """How long the server waits for the next statement of a transaction. A process that stands still, or a machine that is
 gone without a word, would keep what it has locked from all others for as long as its connection lasts: hours."""
 
+LOCK_SECS = 2.0
+"""How long a statement waits for a row that another transaction has changed and not committed. Ours need milliseconds;
+a person's may stay open for hours, and others wait behind the statement, a lease among them. Above Postgres's
+`deadlock_timeout`, so that of two transactions in a knot one gives way."""
+
 CONNECT_SECS = 5.0
 """How long opening a connection may take. A database that needs longer is not one to wait for with sagas in hand."""
 
@@ -93,9 +98,10 @@ _SESSION = {
     "jit": "off",  # no statement here runs long enough to repay compiling it
     "statement_timeout": str(int(EXCHANGE_SECS * 1000)),  # the server gives up when we do
     "idle_in_transaction_session_timeout": str(int(IDLE_SECS * 1000)),
+    "lock_timeout": str(int(LOCK_SECS * 1000)),
 }
 # Rewriting a table of millions takes its time, and what was cut off would be begun anew for ever.
-MIGRATION_SESSION = {**_SESSION, "statement_timeout": "0"}
+MIGRATION_SESSION = {**_SESSION, "statement_timeout": "0", "lock_timeout": "0"}
 # A batch's statement is planned once a connection. Without seqscan because that plan must also suit a table that was
 # empty when it was made and is not any more.
 _WRITER_SESSION = {**_SESSION, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}

@@ -27,12 +27,27 @@ DELETE FROM saga.workers WHERE id = :worker_id::text;
 
 -- name: free_abandoned_sagas
 -- for: open sagas whose owner is not a worker (any more). Also mends a write of a worker that was removed meanwhile.
+-- The names of those that are gone are found first, and each row is held against them as it is when it is locked: asked
+-- for it as a join, Postgres would take a row that has got a new and living owner since for one without (a recheck sees
+-- nothing of the other table). Rows that are locked are for the next sweep, so that none can hold up all others.
+WITH gone AS MATERIALIZED (
+    SELECT DISTINCT s.owner
+    FROM saga.saga_states AS s
+    WHERE s.owner IS NOT NULL
+      AND s.status IN ('STARTED', 'RUNNING', 'COMPENSATING')
+      AND NOT EXISTS (SELECT 1 FROM saga.workers AS w WHERE w.id = s.owner)
+), abandoned AS (
+    SELECT id
+    FROM saga.saga_states
+    WHERE owner = ANY (ARRAY(SELECT owner FROM gone))
+      AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
+    FOR UPDATE SKIP LOCKED
+)
 UPDATE saga.saga_states AS s SET
     owner = NULL,
     outcome_unknown = s.outcome_unknown OR s.status = 'RUNNING'
-WHERE s.owner IS NOT NULL
-  AND s.status IN ('STARTED', 'RUNNING', 'COMPENSATING')
-  AND NOT EXISTS (SELECT 1 FROM saga.workers AS w WHERE w.id = s.owner)
+FROM abandoned
+WHERE s.id = abandoned.id
 RETURNING s.id;
 
 -- name: cancel_requests_of_worker
@@ -42,12 +57,19 @@ FROM saga.saga_states
 WHERE owner = :worker_id::text AND status IN ('STARTED', 'RUNNING') AND cancel_requested;
 
 -- name: free_sagas_of_worker
--- for: what a worker still owns when it ends in order.
-UPDATE saga.saga_states SET
+-- for: what a worker still owns when it ends in order. Rows that are locked are left to whoever sweeps next.
+WITH owned AS (
+    SELECT id
+    FROM saga.saga_states
+    WHERE owner = :worker_id::text AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE saga.saga_states AS s SET
     owner = NULL,
-    outcome_unknown = outcome_unknown OR status = 'RUNNING'
-WHERE owner = :worker_id::text AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
-RETURNING id;
+    outcome_unknown = s.outcome_unknown OR s.status = 'RUNNING'
+FROM owned
+WHERE s.id = owned.id
+RETURNING s.id;
 
 -- name: ping
 -- for: readiness.

@@ -18,7 +18,7 @@ from saga.model import Saga
 from saga.ports import Recorded
 from store.postgres import _READER_SESSION, _SESSION, _WRITER_SESSION, PostgresStore, _fetch, _Link, open_postgres
 from store.postgres_errors import NothingSent, TryAgain, translation_of
-from store.queries import Query
+from store.queries import Dialect, Query, load
 from tests.store.samples import WORKER, created, log_entry, move, new_saga, running
 from tests.support.postgres import PostgresServer, in_plain_loop
 
@@ -296,6 +296,67 @@ async def test_a_claim_does_not_wait_for_a_saga_that_another_transaction_holds(p
             assert [one.saga.saga_id for one in await store.claim_due_sagas(WORKER, 10)] == [free.saga_id]
         await run_aio(other.close())
         assert [one.saga.saga_id for one in await store.claim_due_sagas(WORKER, 10)] == [held.saga_id]
+
+
+async def hold(saga_id: str, connection: Any) -> None:
+    """Begins a transaction that has changed this row, and leaves it open."""
+    await connection.execute("BEGIN")
+    await connection.execute("UPDATE saga.saga_states SET error_message = 'x' WHERE id = $1::uuid", saga_id)
+
+
+async def test_a_row_that_somebody_has_locked_holds_up_neither_sweeps_nor_leases(postgres_dsn: str) -> None:
+    """A person at a prompt, or a worker that stands still."""
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
+        await store.register_worker(WORKER, 60.0)
+        held, free = await created(store, owner="gone"), await created(store, owner="gone")
+        mine = await created(store, owner="leaving")
+        other = _Link(postgres_dsn, {})
+        await run_aio(other.exchange(partial(hold, held.saga_id)))
+        with trio.fail_after(5):
+            assert await store.release_expired_workers() == 2
+            assert await store.renew_lease(WORKER, 60.0)
+        assert [one.saga.saga_id for one in await store.claim_due_sagas("leaving", 9)] == [free.saga_id, mine.saga_id]
+        await run_aio(other.exchange(lambda connection: connection.execute("COMMIT")))
+        await run_aio(other.exchange(partial(hold, mine.saga_id)))
+        with trio.fail_after(5):
+            await store.remove_worker("leaving")
+        after = [await store.get(saga.saga_id) for saga in (held, free, mine)]
+        assert [saga is not None and saga.owner for saga in after] == ["gone", None, "leaving"]
+        # What asks for this very row gives up before the lease, which is behind it, is in danger.
+        with trio.fail_after(10):
+            with pytest.raises(Unavailable):
+                await store.request_cancel_unless_terminal(mine.saga_id)
+            assert await store.renew_lease(WORKER, 60.0)
+        await run_aio(other.close())
+        assert await store.release_expired_workers() == 2
+
+
+async def test_a_sweep_that_has_seen_old_rows_takes_nothing_from_a_living_worker(postgres_dsn: str) -> None:
+    """Two workers sweep after a third has died: the first frees and claims, the second still sees the dead one's."""
+    free_abandoned = load(Dialect.POSTGRES)["free_abandoned_sagas"]
+    assert "FOR UPDATE SKIP LOCKED" in free_abandoned.text
+    # Made to wait at a row, so that what it has seen is old when it comes to the next.
+    waiting = free_abandoned.text.replace("SKIP LOCKED", "")
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store, trio.open_nursery() as others:
+        await store.register_worker(WORKER, 60.0)
+        held, taken = await created(store, owner="gone"), await created(store, owner="gone")
+        other, second = _Link(postgres_dsn, {}), _Link(postgres_dsn, {})
+        await run_aio(other.exchange(partial(hold, held.saga_id)))
+        others.start_soon(run_aio, second.exchange(lambda connection: connection.fetch(waiting)))
+        blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        with trio.fail_after(20):
+            while not await trio.to_thread.run_sync(ask, postgres_dsn, blocked):
+                pass
+        assert await store.release_expired_workers() == 1
+        (claimed,) = await store.claim_due_sagas(WORKER, 9)
+        assert claimed.saga.saga_id == taken.saga_id
+        await run_aio(other.exchange(lambda connection: connection.execute("COMMIT")))
+        with trio.fail_after(20):
+            while (saga := await store.get(held.saga_id)) is not None and saga.owner is not None:
+                pass  # the second sweep has not come to its end
+        assert await store.get(taken.saga_id) == claimed.saga
+        for link in (other, second):
+            await run_aio(link.close())
 
 
 async def test_the_database_clock_rules_without_another(postgres_dsn: str) -> None:
