@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +24,17 @@ PATIENCE_SECS = 60.0
 class Load:
     """What the clients were told. `unexpected`: answers that are neither 201 nor an honest 503."""
 
-    def __init__(self, servers: Sequence[ServerProcess], workflows: Sequence[str]) -> None:
+    def __init__(self, servers: Sequence[ServerProcess], workflows: Sequence[str], in_turn: bool) -> None:
         self._servers = servers
         self._workflows = workflows
+        self._in_turn = in_turn
+        self._name = uuid.uuid4().hex
         self._over = threading.Event()
         self._turn = threading.Lock()
         self._started = 0
+        self._may_start = threading.Event()
+        self._may_start.set()
+        self._asking = 0
         self.answered: dict[str, str] = {}
         """Workflow by saga id."""
         self.refused = Counter[str]()
@@ -42,16 +48,36 @@ class Load:
         count = len(self.answered)
         until(lambda: len(self.answered) >= count + more, *self._servers)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nobody asks for a saga while the block lasts, and what was asked for before has been answered; the sagas go
+        on."""
+        with self._turn:
+            self._may_start.clear()
+        try:
+            until(lambda: not self._asking, *self._servers)
+            yield
+        finally:
+            self._may_start.set()
+
     def end(self) -> None:
         """No further saga; those that were asked for are asked for until they are answered."""
         self._over.set()
 
     def client(self) -> None:
         while not self._over.is_set():
+            self._may_start.wait()
             with self._turn:
+                if not self._may_start.is_set():
+                    continue
                 self._started += 1
+                self._asking += 1
                 number = self._started
-            self._start(number)
+            try:
+                self._start(number)
+            finally:
+                with self._turn:
+                    self._asking -= 1
 
     def _start(self, number: int) -> None:
         workflow = self._workflows[number % len(self._workflows)]
@@ -59,10 +85,10 @@ class Load:
         give_up_at = time.monotonic() + PATIENCE_SECS
         tries = 0
         while True:
-            server = self._servers[(number + tries) % len(self._servers)]
+            server = self._servers[(number * self._in_turn + tries) % len(self._servers)]
             tries += 1
             try:
-                status, answer = server.call("POST", "/api/v1/sagas", body, Idempotency_Key=f"key-{number}")
+                status, answer = server.call("POST", "/api/v1/sagas", body, Idempotency_Key=f"{self._name}-{number}")
             except (OSError, http.client.HTTPException, ValueError):  # ValueError: an answer that was cut off
                 self.dropped += 1
             else:
@@ -78,9 +104,12 @@ class Load:
 
 
 @contextmanager
-def load(servers: Sequence[ServerProcess], workflows: Sequence[str], clients: int = 4) -> Iterator[Load]:
-    """Starts sagas while the block lasts; behind it every start has been answered 201."""
-    made = Load(servers, workflows)
+def load(
+    servers: Sequence[ServerProcess], workflows: Sequence[str], clients: int = 4, *, in_turn: bool = True
+) -> Iterator[Load]:
+    """Starts sagas while the block lasts; behind it every start has been answered 201. `in_turn` False: each start is
+    first asked of the first server, and of the next one only when that does not answer it."""
+    made = Load(servers, workflows, in_turn)
     with ThreadPoolExecutor(clients) as threads:
         running = [threads.submit(made.client) for _ in range(clients)]
         try:

@@ -13,8 +13,8 @@ from tests.support.postgres import PostgresServer
 @pytest.mark.parametrize(
     ("workers", "seed", "troubles"),
     [
-        pytest.param(2, 1, ("kill", "freeze"), id="two-workers-killed-and-frozen"),
-        pytest.param(3, 2, ("kill", "kill", "cut", "crash"), id="three-workers-and-postgres"),
+        pytest.param(2, 1, ("kill", "freeze", "lose_broker"), id="two-workers-and-the-broker"),
+        pytest.param(3, 2, ("kill", "hang_broker", "cut", "crash"), id="three-workers-postgres-and-the-broker"),
     ],
 )
 def test_workers_that_are_killed_under_load_lose_nothing_and_do_nothing_twice(

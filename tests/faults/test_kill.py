@@ -38,11 +38,11 @@ steps:
     retry: {{initial_interval_ms: 50}}
 """
 GOOD = STEPS.format(name="good", last="ship", last_method="Shipping.Ship")
-DOOMED = STEPS.format(name="doomed", last="count", last_method="Inventory.Count")
+DOOMED = STEPS.format(name="doomed", last="insure", last_method="Shipping.Insure")
 """Its last step is refused, so that compensations are cut off too."""
 
 SCRIPT: dict[str, list[dict[str, Any]]] = {
-    "Count": [{"delay_secs": 0.3, "status": "FAILED_PRECONDITION", "message": "no"}],
+    "Insure": [{"delay_secs": 0.3, "status": "FAILED_PRECONDITION", "message": "no"}],
     "*": [{"delay_secs": 0.3, "once": True}],
 }
 
@@ -114,7 +114,7 @@ def check_ledger(calls: list[Call], expected: dict[str, str]) -> None:
         assert keys == [f"{saga_id}:{action}" for action in actions]
         for call in made:
             action = call.metadata["saga-action"]
-            index = {"reserve": 0, "charge": 1, "ship": 2, "count": 2}[call.metadata["saga-step"]]
+            index = {"reserve": 0, "charge": 1, "ship": 2, "insure": 2}[call.metadata["saga-step"]]
             assert call.metadata["idempotency-key"] == f"{saga_id}:{index}:{action}"
             # An attempt that the crash cut off is made again under its number, not counted.
             assert call.metadata["saga-attempt"] == "1"

@@ -304,6 +304,14 @@ async def hold(saga_id: str, connection: Any) -> None:
     await connection.execute("UPDATE saga.saga_states SET error_message = 'x' WHERE id = $1::uuid", saga_id)
 
 
+async def blocked_on_a_lock(dsn: str) -> None:
+    """Returns when somebody waits for a row."""
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with trio.fail_after(20):
+        while not await trio.to_thread.run_sync(ask, dsn, blocked):
+            pass
+
+
 async def test_a_row_that_somebody_has_locked_holds_up_neither_sweeps_nor_leases(postgres_dsn: str) -> None:
     """A person at a prompt, or a worker that stands still."""
     async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
@@ -343,10 +351,7 @@ async def test_a_sweep_that_has_seen_old_rows_takes_nothing_from_a_living_worker
         other, second = _Link(postgres_dsn, {}), _Link(postgres_dsn, {})
         await run_aio(other.exchange(partial(hold, held.saga_id)))
         others.start_soon(run_aio, second.exchange(lambda connection: connection.fetch(waiting)))
-        blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        with trio.fail_after(20):
-            while not await trio.to_thread.run_sync(ask, postgres_dsn, blocked):
-                pass
+        await blocked_on_a_lock(postgres_dsn)
         assert await store.release_expired_workers() == 1
         (claimed,) = await store.claim_due_sagas(WORKER, 9)
         assert claimed.saga.saga_id == taken.saga_id
@@ -357,6 +362,30 @@ async def test_a_sweep_that_has_seen_old_rows_takes_nothing_from_a_living_worker
         assert await store.get(taken.saga_id) == claimed.saga
         for link in (other, second):
             await run_aio(link.close())
+
+
+async def test_a_saga_that_is_given_to_another_while_a_lost_answer_is_made_good_stays_with_it(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_READER_SESSION, "lock_timeout", "20000")  # until the machine has noticed that it waits
+
+    async def give_away(connection: Any) -> None:
+        await connection.execute("BEGIN")
+        await connection.execute("UPDATE saga.saga_states SET owner = 'other', epoch = 2")
+
+    async with open_loop(), open_postgres(postgres_dsn, events=True) as store, trio.open_nursery() as claiming:
+        saga = await created(store, owner=WORKER)
+        store._lost_claim_ids.update(str(row[0]) for row in ask(postgres_dsn, "SELECT claim_id FROM saga.saga_states"))
+        other = _Link(postgres_dsn, {})
+        await run_aio(other.exchange(give_away))
+        claiming.start_soon(store.claim_due_sagas, WORKER, 1)
+        await blocked_on_a_lock(postgres_dsn)
+        await run_aio(other.exchange(lambda connection: connection.execute("COMMIT")))
+        await run_aio(other.close())
+        assert await store.claim_due_sagas(WORKER, 1) == []  # after the other, on the same connection
+        after = await store.get(saga.saga_id)
+        assert after is not None
+        assert (after.owner, after.epoch) == ("other", 2)
 
 
 async def test_the_database_clock_rules_without_another(postgres_dsn: str) -> None:

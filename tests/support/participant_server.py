@@ -96,6 +96,8 @@ class Script:
                 await asyncio.sleep(behaviour["delay_secs"])
             if behaviour.get("die") == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if behaviour.get("at") == "before":
+                os.kill(behaviour["kill"], signal.SIGKILL)
             silent = "status" in behaviour or "hang" in behaviour
             key = metadata.get("idempotency-key")
             if behaviour.get("effect", not silent) and not (behaviour.get("once") and key in self._done):
@@ -103,6 +105,8 @@ class Script:
                 self._note(call_id, effect=True)
             if behaviour.get("die") == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if behaviour.get("at") == "after":
+                os.kill(behaviour["kill"], signal.SIGKILL)
             if behaviour.get("hang"):
                 await asyncio.Event().wait()
         except asyncio.CancelledError:

@@ -18,6 +18,7 @@ not used up serves the call; the last is for ever.
     {"hang": true}               answers never; notes "cancelled" when the caller gives up
     {"delay_secs": 0.2}          beside any other key: waits first
     {"die": "before" | "after"}  kills its own process (SIGKILL) before or after the effect is noted, without an answer
+    {"kill": pid, "at": "before" | "after"}  kills that process (SIGKILL), and does what else it says
     {"raw": "<base64>"}          these bytes as the message
     {"times": n}                 beside any other key: only for n calls (the count survives `restart()`)
     {"every": n}                 beside any other key: only for every n-th call of the participant
