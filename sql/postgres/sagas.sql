@@ -207,6 +207,7 @@ WITH waiting AS (
     WHERE owner = :worker_id::text
       AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
       AND claim_id = ANY (:lost_claim_ids::uuid[])
+    FOR UPDATE  -- and asked again when it is had: meanwhile it may have gone to another worker
 ), claimed AS (
     UPDATE saga.saga_states AS s SET owner = :worker_id::text, epoch = s.epoch + 1, claim_id = :claim_id::uuid
     FROM (SELECT id FROM due UNION ALL SELECT id FROM lost) AS taken
