@@ -203,10 +203,11 @@ class Supervision:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # A Ctrl-C reaches the parent alone, which passes it on once; one that came before is forgotten here.
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-            # A Ctrl-C reaches the parent alone, which passes it on once.
-            os.setpgid(0, 0)
             die_with(parent)
             self._selector.close()
             for worker in self._workers:

@@ -134,6 +134,24 @@ def test_a_stop_that_comes_while_workers_are_starting_is_not_lost(tmp_path: Path
             assert not any(is_alive(pid) for pid in pids(server).values())
 
 
+def test_a_ctrl_c_that_also_reaches_a_worker_that_is_being_born_ends_all_in_order(
+    tmp_path: Path, postgres_dsn: str
+) -> None:
+    """A terminal signals its whole group, and a worker is in it until it has left."""
+    script = (
+        "import os, signal, sys; from server.cli import main; leave = os.setpgid;"
+        " os.setpgid = lambda pid, group: ("
+        " os.kill(os.getppid(), signal.SIGINT), os.kill(os.getpid(), signal.SIGINT), leave(pid, group));"
+        " sys.exit(main(sys.argv[1:]))"
+    )
+    with server_process(
+        tmp_path, {}, "--workers", "2", env={"DATABASE_URL": postgres_dsn}, program=("-c", script)
+    ) as server:
+        server.spawn()
+        assert server.wait() == 0
+        assert "worker_crashed" not in server.log
+
+
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path, postgres_dsn: str) -> None:
     with server_process(tmp_path, {}, "--workers", "2", env={"DATABASE_URL": postgres_dsn}) as server:
         server.spawn()
