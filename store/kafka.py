@@ -47,7 +47,8 @@ REQUEST_SECS = 10.0
 """How long the broker has for one request, before the connection counts as broken."""
 
 TOPIC_SECS = 3.0
-"""How long a topic may stay unknown to a broker that answers (it may be making it), before it counts as missing."""
+"""How long a topic may stay unknown to a broker that answers (it may be making it), before it counts as missing. Only
+the first time: what is published behind it waits as long."""
 
 CLOSE_SECS = 1.0
 """How long a producer may take to end before it is cut off. It has nothing left to deliver by then."""
@@ -99,6 +100,8 @@ class KafkaPublisher:
         self._client_id = client_id
         self._partitioner = DefaultPartitioner()
         self._producer: Any = None
+        # Topics that nobody had made when they were last asked for. To be asked again, but not waited for.
+        self._missing: set[str] = set()
         # Made once: it reads the system's roots (or those that SSL_CERT_FILE names) from the disk.
         self._tls = ssl.create_default_context() if settings.security_protocol.endswith("SSL") else None
 
@@ -199,16 +202,22 @@ class KafkaPublisher:
         """The topic's partitions; None: it has none now, and its messages know why."""
         producer = self._producer
         try:
+            if topic in self._missing and not await _has_topic(producer, topic):
+                raise UnknownTopicOrPartitionError
             async with asyncio.timeout(TOPIC_SECS):
-                return sorted(await producer.partitions_for(topic))
+                partitions = sorted(await producer.partitions_for(topic))
+            self._missing.discard(topic)
         except REFUSES_TOPIC as error:
             work.refuse(places, _told(error))
         except (KafkaError, TimeoutError) as error:
             # Either the broker does not answer, or it does and has no such topic.
             if isinstance(error, TimeoutError | UnknownTopicOrPartitionError) and await _ask_for_metadata(producer):
+                self._missing.add(topic)
                 work.give_up(places, f"the broker has no topic {topic}", no_topic=True)
             else:
                 work.give_up(places, _told(error))
+        else:
+            return partitions
         return None
 
     async def _send_chain(self, work: _Work, topic: str, partition: int, chain: list[int]) -> bool:
@@ -311,6 +320,15 @@ class _LastWords(logging.Handler):
 async def _ask_for_metadata(producer: Any) -> bool:
     """Whether a broker answers."""
     return bool(await producer.client.force_metadata_update())
+
+
+async def _has_topic(producer: Any, topic: str) -> bool:
+    """Whether a broker names the topic now; False also when none answers."""
+    client = producer.client
+    # A producer asks for the topics it knows, and a new one knows none.
+    await client.add_topic(topic)
+    await client.force_metadata_update()
+    return client.cluster.partitions_for_topic(topic) is not None
 
 
 async def _stop(producer: Any) -> None:

@@ -103,6 +103,32 @@ async def test_batches_of_one_key_keep_their_order_however_many_they_are(broker:
         assert numbers == list(range(key, len(messages), 7))
 
 
+async def test_a_topic_that_was_missing_is_asked_for_but_not_waited_for_again(
+    mock_broker: MockBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = mock_broker.topic(1)
+    mock_broker.lose_topic(topic)
+    async with open_loop():
+        publisher = publisher_to(mock_broker.bootstrap)
+
+        async def sent() -> list[Outcome]:
+            outcomes = unsent(1)
+            await publisher.publish(messages_to(topic, 1), outcomes)
+            return outcomes
+
+        missing = [Unsent(f"the broker has no topic {topic}", no_topic=True)]
+        # It may be being made just now: it is given time, once.
+        monkeypatch.setattr("store.kafka.TOPIC_SECS", 0.3)
+        assert await sent() == missing
+        for bound in ("TOPIC_SECS", "REQUEST_SECS"):
+            monkeypatch.setattr(f"store.kafka.{bound}", 3600.0)
+        with trio.fail_after(20):
+            assert await sent() == missing
+            mock_broker.find_topic(topic)
+            assert await sent() == [Acknowledged()]
+        await publisher.aclose()
+
+
 async def test_why_it_cannot_connect_is_told() -> None:
     port = free_port()
     async with open_loop():

@@ -27,6 +27,7 @@ from confluent_kafka.cimpl import NewTopic
 READ_SECS = 60.0
 """How long a test waits for what has to come."""
 
+UNKNOWN_TOPIC = 3
 PRODUCE = 0
 """Kafka's number for the requests that carry messages."""
 MESSAGE_TOO_LARGE = 10
@@ -85,6 +86,14 @@ class MockBroker:
         for one in (name, f"{name}.dlq"):
             self._library.rd_kafka_mock_topic_create(self._cluster, one.encode(), partitions, 1)
         return name
+
+    def lose_topic(self, topic: str) -> None:
+        """Says from now on that there is none of that name."""
+        self._library.rd_kafka_mock_topic_set_error(self._cluster, topic.encode(), UNKNOWN_TOPIC)
+
+    def find_topic(self, topic: str) -> None:
+        """Has it again."""
+        self._library.rd_kafka_mock_topic_set_error(self._cluster, topic.encode(), 0)
 
     def down(self) -> None:
         """Closes the port and every connection."""
@@ -246,6 +255,7 @@ def _librdkafka() -> Any:
         ("rd_kafka_mock_cluster_bootstraps", text, [pointer]),
         ("rd_kafka_mock_cluster_destroy", None, [pointer]),
         ("rd_kafka_mock_topic_create", number, [pointer, text, number, number]),
+        ("rd_kafka_mock_topic_set_error", None, [pointer, text, number]),
         ("rd_kafka_mock_broker_set_down", number, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_up", number, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_rtt", number, [pointer, ctypes.c_int32, number]),
