@@ -26,7 +26,7 @@ from saga.ports import (
     WorkflowAdded,
 )
 from saga.service import StartSaga
-from saga.supervisor import POLL_SECS, Limits
+from saga.supervisor import CLAIM_PAGE, POLL_SECS, Limits
 from saga.transitions import Call, Fact, advance, judge, next_command
 from saga.workflow import OnUnknown, WorkflowDefinition
 from tests.saga.samples import AT, BEGAN, SENT, began, failed, patient, step, succeeded, undone, workflow
@@ -165,6 +165,25 @@ async def test_a_thousand_sagas_pass_through_ten_places(autojump_clock: MockCloc
         assert (await worker.store.count_open()) == {}
         assert sorted(worker.world.effects.values()) == [1] * 1000
         assert admitted(worker.world) == {float(n): set(ids[10 * n : 10 * n + 10]) for n in range(100)}
+
+
+async def test_a_claim_takes_a_page_at_a_time_however_many_places_are_free(autojump_clock: MockClock) -> None:
+    """Of a thousand payloads of a mebibyte, all at once would be a gibibyte, and a lease that waits behind them."""
+    world = World({"a": [late(10.0)]})
+    asked = []
+
+    async def note(worker_id: str, limit: int) -> None:
+        asked.append(limit)
+
+    async with memory_store(world, ONE_STEP) as store:
+        worker = Worker(store.port, world, limits=Limits(max_concurrent=3 * CLAIM_PAGE))
+        for number in range(2 * CLAIM_PAGE + 1):
+            await waiting_saga(worker, number)
+        store.before["claim_due_sagas"] = note
+        async with worker.at_work():
+            await settle()
+            assert worker.supervisor.active == 2 * CLAIM_PAGE + 1
+        assert max(asked) == CLAIM_PAGE
 
 
 async def test_sagas_that_others_accepted_are_found_within_the_poll(autojump_clock: MockClock) -> None:
