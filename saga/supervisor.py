@@ -32,8 +32,8 @@ end without a notice, and a notice may be lost. With what a claim takes it bound
 to its lease and two seconds."""
 
 CLAIM_PAGE = 200
-"""Sagas taken up by one claim: 50 ms of the database on the connection behind which the lease is renewed, and what there
-is to be held of their payloads at once. A guess; the next claim follows when these have been begun."""
+"""Sagas taken up by one claim, which the lease's renewal may have to wait for and whose payloads are held at once: some
+30 ms where they are small. A guess; the next claim follows when these have been begun."""
 
 LATEST_LANDING_SECS = 60.0
 """How long after it was given up a write may still land. The stores bound what they ask the database for to 30 s."""
@@ -320,8 +320,8 @@ class Supervisor:
                     run.request_cancel()
 
     async def claim_once(self) -> int:
-        """One pass: claims up to the free places, half of them when it is not known that anybody waits, and no more than
-        a page. Returns how many sagas were taken up."""
+        """One pass: claims up to the free places, half of them when it is not known that anybody waits, a page at most.
+        Returns how many sagas were taken up."""
         room = self.room
         if room <= 0 or not self._may_take_more:
             return 0
