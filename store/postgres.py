@@ -100,8 +100,9 @@ _SESSION = {
     "idle_in_transaction_session_timeout": str(int(IDLE_SECS * 1000)),
     "lock_timeout": str(int(LOCK_SECS * 1000)),
 }
-# Rewriting a table of millions takes its time, and what was cut off would be begun anew for ever.
-MIGRATION_SESSION = {**_SESSION, "statement_timeout": "0", "lock_timeout": "0"}
+# Rewriting a table of millions takes its time, and what was cut off would be begun anew for ever. Another that migrates
+# is waited for no longer than for any exchange, so that a server that waits says so and can be stopped.
+MIGRATION_SESSION = {**_SESSION, "statement_timeout": "0", "lock_timeout": str(int(EXCHANGE_SECS * 1000))}
 # A batch's statement is planned once a connection. Without seqscan because that plan must also suit a table that was
 # empty when it was made and is not any more.
 _WRITER_SESSION = {**_SESSION, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
