@@ -424,6 +424,24 @@ async def test_a_saga_with_a_long_pause_gives_its_place_to_others_and_returns_wh
         assert first.call.idempotency_key == second.call.idempotency_key
 
 
+async def test_a_parked_saga_goes_on_at_another_worker_with_the_attempts_it_has_had(autojump_clock: MockClock) -> None:
+    definition = workflow(step("a", retry=patient(3, initial_interval_ms=60_000)), timeout_secs=None)
+    world = World({"a": [refuse("ABORTED")]})
+    async with memory_store(world, definition) as store:
+        old, new = Worker(store.port, world, name="old"), Worker(store.port, world, name="new")
+        async with old.at_work():
+            saga = await start(old)
+            await settle()
+        assert (await saga_of(new, saga)).owner is None
+        async with new.at_work():
+            assert (await new.end_of(saga)).status is S.FAILED
+        assert [(seen.call.attempt, seen.call.epoch) for seen in world.seen] == [(1, 1), (2, 2), (3, 3)]
+        first, second, third = (seen.at for seen in world.seen)
+        assert 60.0 <= second - first <= 60.0 + 2 * POLL_SECS
+        assert 120.0 <= third - second <= 120.0 + 2 * POLL_SECS  # the second pause of an exponential back-off
+        assert len({seen.call.idempotency_key for seen in world.seen}) == 1
+
+
 # --- drain -----------------------------------------------------------------------------------------------------------
 
 
