@@ -95,6 +95,19 @@ def test_sagas_stall_while_postgres_is_away_and_go_on_by_themselves(
         postgres.start()
 
 
+def test_a_server_that_is_started_before_its_database_begins_by_itself_when_that_is_there(
+    tmp_path: Path, breakable: tuple[PostgresServer, str]
+) -> None:
+    postgres, dsn = breakable
+    postgres.stop()
+    with server_process(tmp_path, {}, env={"DATABASE_URL": dsn}) as server:
+        server.spawn()
+        until(lambda: "database_unavailable" in server.log, server)
+        assert server.process.poll() is None
+        postgres.start()
+        server.until_ready()
+
+
 def test_connections_that_are_cut_again_and_again_lose_nothing(
     tmp_path: Path, breakable: tuple[PostgresServer, str]
 ) -> None:
