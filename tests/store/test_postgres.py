@@ -506,7 +506,7 @@ async def test_the_database_ends_a_transaction_whose_client_stands_still(postgre
         for session in (_SESSION, _WRITER_SESSION, _READER_SESSION):
             assert session["idle_in_transaction_session_timeout"] == "5000"
         link = _Link(postgres_dsn, {**_SESSION, "idle_in_transaction_session_timeout": "50"})
-        waiting = _Link(postgres_dsn, _SESSION)
+        waiting = _Link(postgres_dsn, {})  # as long as it takes
 
         async def lock(connection: Any, then: Callable[[], Awaitable[object]]) -> None:
             async with connection.transaction():
