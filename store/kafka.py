@@ -50,7 +50,7 @@ TOPIC_SECS = 3.0
 """How long a topic may stay unknown to a broker that answers (it may be making it), before it counts as missing. Only
 the first time: what is published behind it waits as long."""
 
-CLOSE_SECS = 1.0
+CLOSE_SECS = 0.5
 """How long a producer may take to end before it is cut off. It has nothing left to deliver by then."""
 
 CHECK_SECS = 2.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -46,8 +47,11 @@ LAST_ANSWER_SECS = 1.0
 RETRY_SECS = (0.1, 5.0)
 """The first and the longest pause after a pass that failed; doubled each time in between."""
 
+FAREWELL_SECS = 1.0
+"""How long the last pass may take: what it does not get through waits in the table."""
+
 STOP_SECS = 5.0
-"""How long the farewell to broker and database may take."""
+"""How long the database may take to note what is to be noted at the end."""
 
 
 class Bell:
@@ -208,6 +212,8 @@ class Relay:
         self._batch_events = batch_events
         self._batch_bytes = batch_bytes
         self._share_due_at = -1.0
+        # The broker was asked for something and was given up before it answered: it will not be asked at the end.
+        self._unanswered = False
         # Acknowledged by the broker, but the database was away when that was to be noted.
         self._unnoted: list[Settled] = []
         self.published = 0
@@ -255,14 +261,13 @@ class Relay:
                     with trio.move_on_at(min(trio.current_time() + POLL_SECS, self._share_due_at)):
                         await self._outbox.bell.heard()
         finally:
-            with trio.move_on_after(STOP_SECS, shield=True):
-                try:
-                    if self.trouble is None:
-                        # What this process has committed last need not wait for the next one.
-                        await self.run_once()
-                    await self._outbox.leave(self._relay_id)
-                except (Unavailable, BrokerAway):
-                    pass  # the events wait, the lease ends by itself
+            # What fails here is safe: the events wait, the lease ends by itself.
+            with suppress(Unavailable, BrokerAway), trio.move_on_after(FAREWELL_SECS, shield=True):
+                if self.trouble is None and not self._unanswered:
+                    # What this process has committed last need not wait for the next one.
+                    await self.run_once()
+            with suppress(Unavailable), trio.move_on_after(STOP_SECS, shield=True):
+                await self._outbox.leave(self._relay_id)
             with trio.CancelScope(shield=True):
                 await self._publisher.aclose()
 
@@ -272,7 +277,9 @@ class Relay:
         while self._unnoted:
             await self._outbox.settle(self._unnoted[0])
             del self._unnoted[0]
+        self._unanswered = True
         await self._publisher.connect()
+        self._unanswered = False
         events = await self._outbox.pending(self._relay_id, limit=self._batch_events, max_bytes=self._batch_bytes)
         if not events:
             return Pass()
@@ -353,6 +360,7 @@ class Relay:
             with trio.move_on_after(PUBLISH_SECS, shield=True) as bound:
                 nursery.start_soon(hurry_when_cancelled, bound)
                 await self._publisher.publish(messages, outcomes)
+            self._unanswered = bound.cancelled_caught
             if bound.cancelled_caught:
                 for place, outcome in enumerate(outcomes):
                     if isinstance(outcome, Unsent):

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.kafka.conftest import AnyBroker
 from tests.support.kafka import MockBroker, Received, first_of_each, reader
+from tests.support.line import line_to
 from tests.support.participants import participant
 from tests.support.server_process import ServerProcess, free_port, server_process
 
@@ -131,6 +132,32 @@ def test_a_server_killed_while_it_publishes_loses_no_event(
     assert types_by_saga(received) == {
         saga_id: ["SAGA_STARTED", "SAGA_RUNNING", "SAGA_COMPLETED"] for saga_id in saga_ids
     }
+
+
+def test_a_broker_that_hangs_does_not_hold_up_a_stop(tmp_path: Path, mock_broker: MockBroker) -> None:
+    topic = mock_broker.topic()
+    with (
+        participant(flavour="grpclib", script={}) as shop,
+        line_to(int(mock_broker.bootstrap.rpartition(":")[2]), stands_in=True) as line,
+    ):
+        config = {
+            "services": {"shop": shop.settings()},
+            "kafka": {"brokers": [f"127.0.0.1:{line.port}"], "topics": {"publish": topic}},
+        }
+        with server_process(tmp_path, config) as server:
+            server.start()
+            server.register(ORDER)
+            server.start_saga("order", {})
+            _until(lambda: metric(server, "saga_outbox_published_total") == 3)
+            line.freeze()
+            server.ended(server.start_saga("order", {}))
+            server.signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert server.wait() == 0
+            print(f"stopped after {time.monotonic() - began:.1f} s")
+            # Three seconds, and what a machine needs that has other things to do.
+            assert time.monotonic() - began < 7
+            line.thaw()
 
 
 def test_credentials_for_the_broker_do_not_reach_the_log(tmp_path: Path) -> None:

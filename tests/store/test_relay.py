@@ -12,6 +12,7 @@ import trio.testing
 from saga.model import EventType, SagaStatus
 from store.cloudevents import Message
 from store.outbox import (
+    FAREWELL_SECS,
     LAST_ANSWER_SECS,
     POLL_SECS,
     PUBLISH_SECS,
@@ -32,22 +33,27 @@ Judge = Callable[[Message], Outcome]
 
 class Broker:
     """Answers each message as `judge` says. `away`: cannot be reached; `hangs`: takes the first message of a call and
-    then says nothing more."""
+    then says nothing more; `hangs_anew`: says nothing to who connects after that."""
 
     def __init__(self) -> None:
         self.judge: Judge = lambda _message: Acknowledged()
         self.away = False
         self.hangs = False
+        self.hangs_anew = False
         self.answers_after_secs = 0.0
         self.calls: list[tuple[float, list[Message]]] = []
         self.tried_at: list[float] = []
         self.closed = False
+        self._is_connected = False
 
     async def connect(self) -> None:
         await trio.lowlevel.checkpoint()
         self.tried_at.append(trio.current_time())
         if self.away:
             raise BrokerAway("nobody there")
+        if self.hangs_anew and not self._is_connected:
+            await trio.sleep_forever()
+        self._is_connected = True
 
     async def publish(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
         await trio.lowlevel.checkpoint()
@@ -56,6 +62,7 @@ class Broker:
         for place, message in enumerate(messages):
             outcomes[place] = self.judge(message)
             if self.hangs:
+                self._is_connected = False
                 await trio.sleep_forever()
 
     async def check(self) -> None:
@@ -250,4 +257,25 @@ async def test_a_relay_that_is_told_to_stop_publishes_what_was_committed_before_
             nursery.cancel_scope.cancel()
         assert await pending(store) == []
         assert len(broker.sent) == 2
+        assert broker.closed
+
+
+@pytest.mark.parametrize("secs_before", [0, 10], ids=["found-out-at-the-stop", "found-out-before"])
+async def test_a_broker_that_hangs_holds_up_a_stop_for_two_seconds(
+    autojump_clock: trio.testing.MockClock, secs_before: float
+) -> None:
+    async with house() as (store, broker, relay):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.run)
+            await created(store)
+            await trio.testing.wait_all_tasks_blocked()
+            broker.hangs = broker.hangs_anew = True
+            for _ in range(2):
+                await created(store)
+            await trio.sleep(secs_before)
+            nursery.cancel_scope.cancel()
+            began = trio.current_time()
+        assert trio.current_time() - began <= FAREWELL_SECS + LAST_ANSWER_SECS
+        # What it took is noted all the same.
+        assert len(await pending(store)) == 1
         assert broker.closed
