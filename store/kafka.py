@@ -63,7 +63,7 @@ UNCLEAR_TRIES = 3
 """How often a message, alone in its batch, may meet an error that says nothing, before it counts as refused."""
 
 REFUSES_TOPIC = (TopicAuthorizationFailedError, InvalidTopicError)
-"""Whatever is sent there."""
+"""Whatever is sent there. The fault is no message's, and a person may mend it."""
 
 REFUSES_MESSAGE = (
     MessageSizeTooLargeError,
@@ -208,7 +208,7 @@ class KafkaPublisher:
                 partitions = sorted(await producer.partitions_for(topic))
             self._missing.discard(topic)
         except REFUSES_TOPIC as error:
-            work.refuse(places, _told(error))
+            work.give_up(places, _told(error), no_topic=True)
         except (KafkaError, TimeoutError) as error:
             # Either the broker does not answer, or it does and has no such topic.
             if isinstance(error, TimeoutError | UnknownTopicOrPartitionError) and await _ask_for_metadata(producer):
@@ -247,8 +247,8 @@ class KafkaPublisher:
             try:
                 await (await producer.send_batch(batch, topic, partition=partition))
             except REFUSES_TOPIC as error:
-                work.refuse(chain[begin:], _told(error))
-                return False
+                work.give_up(chain[begin:], _told(error), no_topic=True)
+                return True
             except (*REFUSES_MESSAGE, *UNCLEAR) as error:
                 if len(taken) > 1:
                     work.suspects.update(taken)

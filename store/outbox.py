@@ -144,7 +144,8 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Unsent(msgspec.Struct, frozen=True):
-    """It may or may not have arrived; to be sent again. `no_topic`: the broker was asked and has no such topic."""
+    """It may or may not have arrived; to be sent again. `no_topic`: the broker answers, and has no such topic or none
+    that this client may write."""
 
     reason: str
     no_topic: bool = False

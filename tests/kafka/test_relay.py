@@ -267,6 +267,17 @@ async def test_a_topic_that_may_not_be_written_does_not_hold_up_the_other(mock_b
         assert [one.topic for one in await trio.to_thread.run_sync(read.rest)] == [topic] * 3
 
 
+async def test_events_wait_while_their_topic_may_not_be_written(mock_broker: MockBroker) -> None:
+    topic = mock_broker.topic(1)
+    async with memory_store() as store, relay_of(store, mock_broker, topic) as relay:
+        await created(store)
+        mock_broker.answer(PRODUCE, TOPIC_AUTHORIZATION_FAILED)
+        stalled = await relay.run_once()
+        assert (stalled.published, stalled.dead, stalled.unsent) == (0, 0, 1)
+        assert "TopicAuthorizationFailed" in stalled.reason
+        assert (await relay.run_once()).published == 1
+
+
 async def test_an_error_that_says_nothing_is_tried_again_before_it_counts_as_a_refusal(mock_broker: MockBroker) -> None:
     topic = mock_broker.topic(1)
     async with memory_store() as store, relay_of(store, mock_broker, topic) as relay:
