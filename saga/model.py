@@ -108,6 +108,7 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True):
     undo_failed: tuple[int, ...] = ()
     undo_corrections: dict[int, UndoCorrection] = {}
     traceparent: str | None = None
+    tracestate: str | None = None
     owner: str | None = None
     epoch: int = 0
     revision: int = 0

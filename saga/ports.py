@@ -108,6 +108,7 @@ class NewSaga(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     request_digest: str | None = None
     traceparent: str | None = None
+    tracestate: str | None = None
     owner: str | None = None
 
 

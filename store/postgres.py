@@ -326,6 +326,7 @@ class PostgresStore:
             idempotency_keys=[new.idempotency_key for new in news],
             request_digests=[new.request_digest for new in news],
             traceparents=[new.traceparent for new in news],
+            tracestates=[new.tracestate for new in news],
             owners=[new.owner for new in news],
             epochs=[rows.first_epoch(new) for new in news],
             claim_ids=[claim_ids.get(new.saga_id) for new in news],

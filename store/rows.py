@@ -117,6 +117,7 @@ def saga_from_row(row: Row, instant: InstantReader) -> Saga:
         undo_failed=tuple(msgspec.json.decode(row["undo_failed"])),
         undo_corrections=_corrections(row["undo_corrections"]),
         traceparent=row["traceparent"],
+        tracestate=row["tracestate"],
         owner=row["owner"],
         epoch=row["epoch"],
         revision=row["revision"],
@@ -140,6 +141,7 @@ def new_saga_as_stored(new: NewSaga, created_at: datetime) -> Saga:
         correlation_id=new.correlation_id,
         initiated_by=new.initiated_by,
         traceparent=new.traceparent,
+        tracestate=new.tracestate,
         owner=new.owner,
         epoch=first_epoch(new),
     )

@@ -141,6 +141,7 @@ class _Database:
                 "idempotency_key": new.idempotency_key,
                 "request_digest": new.request_digest,
                 "traceparent": new.traceparent,
+                "tracestate": new.tracestate,
                 "owner": new.owner,
                 "epoch": rows.first_epoch(new),
                 "created_at": to_text(created_at),
