@@ -63,6 +63,7 @@ class StepCall(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str
     correlation_id: str | None
     traceparent: str
+    tracestate: str | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,11 +20,13 @@ from saga import transitions
 from saga.catalog import Catalog
 from saga.errors import Conflict, Detail, LeaseLost, NotFound, refused
 from saga.json_bounds import encode_within_bounds
+from saga.log_fields import note_saga
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
 from saga.saga_id import canonical_saga_id
 from saga.supervisor import Supervisor
+from saga.tracing import TraceContext, Tracer, read_traceparent, read_tracestate, saga_span
 from saga.undo_corrections import read_corrections
 from saga.watchers import Subscription, Watchers
 from saga.workflow import Workflow, WorkflowDefinition
@@ -40,11 +42,11 @@ ELSEWHERE_POLL_SECS = 0.5
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _CURSOR = re.compile(r"([0-9]{1,17})_([0-9a-f-]{36})")
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to start a saga, its types already checked. `traceparent`: the caller's W3C trace context."""
+    """A request to start a saga, its types already checked. `traceparent` and `tracestate`: the caller's W3C trace
+    context. `span_id`: that of the request's own span, if it has one; the saga's is below it."""
 
     workflow_name: str
     payload: Json = {}
@@ -52,6 +54,8 @@ class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
     initiated_by: str | None = None
     idempotency_key: str | None = None
     traceparent: str | None = None
+    tracestate: str | None = None
+    span_id: str | None = None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +139,7 @@ class SagaService:
         services: Collection[str],
         max_payload_bytes: int,
         meter: Meter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._store = store
         self._supervisor = supervisor
@@ -142,6 +147,7 @@ class SagaService:
         self._watchers = watchers
         self._clock = clock
         self._meter = meter or Meter()
+        self._tracer = tracer or Tracer()
         self.known_services = services
         self.max_payload_bytes = max_payload_bytes
 
@@ -157,6 +163,7 @@ class SagaService:
         if request.idempotency_key is not None:
             digest = _digest(request, body)
         saga_id = str(uuid.uuid4())
+        context = _context_of(request, saga_id)
         with self._supervisor.place(saga_id) as place:
             created = await self._store.create(
                 NewSaga(
@@ -168,10 +175,12 @@ class SagaService:
                     initiated_by=request.initiated_by,
                     idempotency_key=request.idempotency_key,
                     request_digest=digest,
-                    traceparent=_known_traceparent(request.traceparent),
+                    traceparent=None if context is None else context.traceparent(),
+                    tracestate=None if context is None else read_tracestate(request.tracestate),
                     owner=place.owner,
                 )
             )
+            note_saga(created.saga)
             if not created.replayed:
                 place.fill(created.saga, workflow)
         return Started(saga=created.saga, replayed=created.replayed)
@@ -194,6 +203,7 @@ class SagaService:
         saga = await self._store.get(canonical) if canonical else None
         if saga is None:
             raise NotFound(f"saga not found: {saga_id}")
+        note_saga(saga)
         return saga
 
     async def get(self, saga_id: str, *, wait_secs: float = 0.0) -> SagaDetail:
@@ -254,6 +264,7 @@ class SagaService:
         saga = await self._store.request_cancel_unless_terminal(canonical) if canonical else None
         if saga is None:
             raise NotFound(f"saga not found: {saga_id}")
+        note_saga(saga)
         if saga.status.is_terminal:
             raise Conflict(f"saga {saga.saga_id} is already {saga.status}")
         if not self._supervisor.cancel(saga.saga_id):
@@ -306,6 +317,8 @@ class SagaService:
     def _note_end(self, saga: Saga) -> None:
         lasted = (saga.updated_at - saga.created_at).total_seconds()
         self._meter.saga_ended(saga.workflow_name, saga.status, lasted)
+        if self._tracer.enabled:
+            self._tracer.keep(saga_span(saga))
 
     async def _definition(self, saga: Saga) -> Workflow:
         return await self._catalog.version(saga.workflow_name, saga.workflow_version)
@@ -369,9 +382,15 @@ def _digest(request: StartSaga, body: bytes) -> str:
     return hashlib.sha256(canonical).hexdigest()
 
 
-def _known_traceparent(value: str | None) -> str | None:
-    """W3C trace context says to ignore a malformed header, not to refuse the request."""
-    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+def _context_of(request: StartSaga, saga_id: str) -> TraceContext | None:
+    """Where the saga's own span will hang: below the request's span, else below the caller's. None: it is the first of
+    its trace, which is named after the saga; so is that of a request whose caller has no trace."""
+    context = read_traceparent(request.traceparent)
+    if request.span_id is None:
+        return context
+    if context is None:
+        return TraceContext(trace_id=saga_id.replace("-", ""), span_id=request.span_id)
+    return msgspec.structs.replace(context, span_id=request.span_id)
 
 
 def _encode_cursor(key: tuple[datetime, str]) -> str:

@@ -15,6 +15,7 @@ import trio
 
 from saga.catalog import Catalog
 from saga.errors import LeaseLost, SagaError, Unavailable
+from saga.log_fields import about_saga
 from saga.model import Saga
 from saga.ports import CancelAccepted, Claimed, Notice, NoticesMissed, SagasDue, WorkflowAdded
 from saga.runner import STORE_PAUSE_SECS, Engine, SagaRun
@@ -119,9 +120,8 @@ class Supervisor:
         if owned and self._nursery is not None and not self._nursery.cancel_scope.cancel_called:
             self._start(Claimed(saga=saga), workflow)
         elif owned:
-            log.info(
-                "saga_left_to_others saga_id=%s", saga.saga_id
-            )  # stopped meanwhile: `drain` frees it, or its lease
+            # Stopped meanwhile: `drain` frees it, or its lease.
+            log.info("saga_left_to_others saga_id=%s", saga.saga_id)
         else:
             self.wake()
 
@@ -188,7 +188,7 @@ class Supervisor:
             try:
                 await self._engine.store.remove_worker(self.worker_id)
             except Unavailable as error:
-                log.warning("worker_not_removed worker=%s error=%s", self.worker_id, error)
+                log.warning("worker_not_removed worker_id=%s error=%s", self.worker_id, error)
 
     async def _until_idle(self) -> None:
         while self._runs or self._reserved:
@@ -240,7 +240,7 @@ class Supervisor:
                 with trio.fail_after(max(0.0, min(lease_secs / 3, last - now))):
                     held = await self._engine.store.renew_lease(self.worker_id, lease_secs)
             except (Unavailable, trio.TooSlowError) as error:
-                log.warning("lease_not_renewed worker=%s error=%s", self.worker_id, error)
+                log.warning("lease_not_renewed worker_id=%s error=%s", self.worker_id, error)
                 due = trio.current_time() + lease_secs / 15
                 if due < last:
                     continue
@@ -249,7 +249,7 @@ class Supervisor:
                 self._lease_ends = now + lease_secs
                 due = now + lease_secs / 3
                 continue
-            log.error("lease_lost worker=%s sagas=%d", self.worker_id, len(self._runs))
+            log.error("lease_lost worker_id=%s sagas=%d", self.worker_id, len(self._runs))
             self._holds_lease = False
             for run in self._runs.values():
                 run.scope.cancel()
@@ -384,6 +384,10 @@ class Supervisor:
         self._nursery.start_soon(self._supervise, run)
 
     async def _supervise(self, run: SagaRun) -> None:
+        with about_saga(run.saga):
+            await self._see_through(run)
+
+    async def _see_through(self, run: SagaRun) -> None:
         saga_id = run.saga.saga_id
         try:
             with run.scope:

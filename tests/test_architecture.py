@@ -49,6 +49,7 @@ PURE = [
     "expressions",
     "mapping",
     "model",
+    "tracing",
     "transitions",
     "workflow",
     "workflow_yaml",
