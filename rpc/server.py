@@ -31,6 +31,7 @@ from k1s0.system.saga.v1.saga_grpc import SagaServiceBase
 from bridge import call_trio, run_aio
 from rpc import wire
 from rpc.draining import DrainingServer
+from rpc.handshakes import Context
 from rpc.inbound import receive
 from rpc.server_errors import ShuttingDown, failure
 from saga.drain import Drain
@@ -298,13 +299,15 @@ async def serve_grpc(
     drain: Drain,
     meter: Meter | None = None,
     reuse_port: bool = False,
+    tls: Context | None = None,
 ) -> AsyncIterator[GrpcFront]:
     """Serves for as long as the block lasts; needs `bridge.open_loop()` around it. `OSError`: it cannot listen there.
+    `tls`: asked for the context of each new connection; None: cleartext.
 
     Leaving the block without `GrpcFront.drain` cuts running calls off.
     """
     servicer = Servicer(service, drain, meter or Meter())
-    front = await run_aio(_start(servicer, service, host, port, reuse_port))
+    front = await run_aio(_start(servicer, service, host, port, reuse_port, tls))
     try:
         yield front
     finally:
@@ -312,7 +315,9 @@ async def serve_grpc(
             await front.drain(0.0)
 
 
-async def _start(servicer: Servicer, service: SagaService, host: str, port: int, reuse_port: bool) -> GrpcFront:
+async def _start(
+    servicer: Servicer, service: SagaService, host: str, port: int, reuse_port: bool, tls: Context | None
+) -> GrpcFront:
     async def database_answers() -> bool:
         try:
             await call_trio(service.check_database)
@@ -330,6 +335,7 @@ async def _start(servicer: Servicer, service: SagaService, host: str, port: int,
         codec=ProtoCodec(),
         status_details_codec=ProtoStatusDetailsCodec(),
         config=Configuration(),
+        tls=tls,
     )
     await server.start(host, port, reuse_port=reuse_port)
     return GrpcFront(server, serving)

@@ -36,6 +36,7 @@ from saga.watchers import Watchers
 from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 from server.config import Config, ConfigInvalid, KafkaConfig
 from server.errors import CannotStart
+from server.tls import ServerContexts, TlsFilesInvalid, file_problems
 from server.version import product_version
 from store.errors import MigrationError, StoreInUse
 from store.instants import SystemClock
@@ -94,11 +95,7 @@ def _refuse_what_is_not_there(config: Config) -> None:
     if config.auth is not None:
         missing.append("auth: this release does not verify tokens yet; remove the section and listen on loopback")
     missing += _unusable_descriptor_sets(config)
-    missing += [
-        f"services.{name}.tls: this release does not speak TLS to participants yet"
-        for name, service in config.services.items()
-        if service.tls is not None
-    ]
+    missing += file_problems(config)
     if missing:
         raise ConfigInvalid(tuple(missing))
 
@@ -232,6 +229,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     relay = None if config.kafka is None else _relay_to(config.kafka, store, worker_id, config.saga.lease_secs)
     if relay is not None:
         _read_relay_counts(meter, relay)
+    contexts = _contexts(config)
     shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
     app = create_app(
         service,
@@ -254,9 +252,12 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         shutdown_trigger=sagas_left.wait,
         grace_secs=lambda: max(CLOSE_SECS, ends_at - trio.current_time()),
         reuse_port=seat is not None,
+        tls=None if contexts is None else contexts.rest,
     )
     try:
         async with trio.open_nursery() as workers:
+            if contexts is not None:
+                workers.start_soon(contexts.run)
             await workers.start(supervisor.run)
             if relay is not None:
                 await workers.start(relay.run)
@@ -270,8 +271,11 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
                 with _named("server.port", host, config.server.port):
                     rest_port = await doors.start(rest)
                 with _named("server.grpc_port", host, config.server.grpc_port):
-                    grpc = await doors.start(_serve_grpc, service, config, drain, meter, seat is not None)
-                log.info("ready rest=http://%s:%d grpc=%s:%d", host, rest_port, host, grpc)
+                    grpc = await doors.start(
+                        partial(_serve_grpc, service, config, drain, meter, seat is not None, contexts)
+                    )
+                scheme = "http" if contexts is None else "https"
+                log.info("ready rest=%s://%s:%d grpc=%s:%d", scheme, host, rest_port, host, grpc)
                 if seat is not None:
                     seat.ready()
                 await drain.wait()
@@ -286,6 +290,15 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             await caller.aclose()
 
 
+def _contexts(config: Config) -> ServerContexts | None:
+    if config.server.tls is None:
+        return None
+    try:
+        return ServerContexts(config.server.tls)
+    except TlsFilesInvalid as error:  # they were good when the configuration was checked
+        raise CannotStart(str(error)) from error
+
+
 def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float) -> Relay:
     settings = KafkaSettings(
         brokers=kafka.brokers,
@@ -293,6 +306,9 @@ def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: f
         sasl_mechanism=None if kafka.sasl is None else kafka.sasl.mechanism.value,
         username=None if kafka.sasl is None else kafka.sasl.username,
         password=None if kafka.sasl is None else kafka.sasl.password.reveal(),
+        ca_file=kafka.tls.ca_file,
+        cert_file=kafka.tls.cert_file,
+        key_file=kafka.tls.key_file,
     )
     return Relay(
         store.outbox,
@@ -309,10 +325,12 @@ async def _serve_grpc(
     drain: Drain,
     meter: Meter,
     reuse_port: bool,
+    contexts: ServerContexts | None,
     task_status: trio.TaskStatus[int],
 ) -> None:
     host, port = config.server.host, config.server.grpc_port
-    async with serve_grpc(service, host, port, drain=drain, meter=meter, reuse_port=reuse_port) as front:
+    tls = None if contexts is None else contexts.grpc
+    async with serve_grpc(service, host, port, drain=drain, meter=meter, reuse_port=reuse_port, tls=tls) as front:
         task_status.started(front.port)
         await drain.wait()
         await front.drain(config.saga.shutdown_grace_secs)

@@ -95,12 +95,29 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True):
     environment: str = "development"
 
 
+class ClientAuth(enum.StrEnum):
+    """Whether a client has to show a certificate. OPTIONAL: one that is shown has to be good."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+class ServerTls(msgspec.Struct, frozen=True, kw_only=True):
+    """TLS on both of our ports; paths of PEM files. `client_ca_file` None: clients are not asked for certificates."""
+
+    cert_file: str
+    key_file: str
+    client_ca_file: str | None = None
+    client_auth: ClientAuth = ClientAuth.REQUIRED
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where REST and gRPC listen. Port 0: any that is free."""
+    """Where REST and gRPC listen. Port 0: any that is free. `tls` None: without encryption."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     grpc_port: int = 50051
+    tls: ServerTls | None = None
 
     @property
     def is_loopback(self) -> bool:
@@ -126,7 +143,9 @@ class SslMode(enum.StrEnum):
 
 class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     """PostgreSQL. Three of `max_open_conns` write, one listens, the others read. `max_idle_conns` of the readers are
-    opened at the start; a reader that has been idle for `conn_max_lifetime` seconds is closed, 0: never."""
+    opened at the start; a reader that has been idle for `conn_max_lifetime` seconds is closed, 0: never.
+    `ssl_root_cert`, `ssl_cert` and `ssl_key` are paths of PEM files: the authorities the server's certificate is held
+    against, and what we show the server."""
 
     name: str
     user: str
@@ -134,6 +153,9 @@ class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 5432
     password: Secret | None = None
     ssl_mode: SslMode = SslMode.PREFER
+    ssl_root_cert: str | None = None
+    ssl_cert: str | None = None
+    ssl_key: str | None = None
     max_open_conns: int = 10
     max_idle_conns: int = 5
     conn_max_lifetime: float = 300.0
@@ -144,6 +166,8 @@ class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.password is not None:
             login += f":{quote(self.password.reveal(), safe='')}"
         query = {"sslmode": self.ssl_mode.value}
+        files = {"sslrootcert": self.ssl_root_cert, "sslcert": self.ssl_cert, "sslkey": self.ssl_key}
+        query |= {name: file for name, file in files.items() if file is not None}
         if self.host.startswith("/"):
             # A directory of Unix sockets does not fit into a URL's host.
             place, query["host"], query["port"] = "", self.host, str(self.port)
@@ -162,6 +186,10 @@ class SecurityProtocol(enum.StrEnum):
     def has_sasl(self) -> bool:
         return self.value.startswith("SASL_")
 
+    @property
+    def has_tls(self) -> bool:
+        return self.value.endswith("SSL")
+
 
 class SaslMechanism(enum.StrEnum):
     PLAIN = "PLAIN"
@@ -175,11 +203,22 @@ class SaslConfig(msgspec.Struct, frozen=True, kw_only=True):
     mechanism: SaslMechanism = SaslMechanism.PLAIN
 
 
+class KafkaTls(msgspec.Struct, frozen=True, kw_only=True):
+    """TLS towards the brokers; paths of PEM files. `ca_file` None: the system's roots. `cert_file` and `key_file`
+    together: mTLS."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
 class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where events go. `topic` is `topics.publish`; failed compensations also go to `<topic>.dlq`."""
+    """Where events go. `topic` is `topics.publish`; failed compensations also go to `<topic>.dlq`. `tls` says more
+    about a `security_protocol` with SSL in it."""
 
     brokers: tuple[str, ...]
     security_protocol: SecurityProtocol = SecurityProtocol.PLAINTEXT
+    tls: KafkaTls = KafkaTls()
     sasl: SaslConfig | None = None
     topic: str = EVENTS_TOPIC
 
@@ -431,7 +470,7 @@ def _database_url(url: str, faults: Faults) -> Iterator[tuple[str, str]]:
     if parts.scheme not in ("postgres", "postgresql"):
         refuse("expected a URL that begins with postgresql:// or postgres://")
         return
-    allowed = ("sslmode", "host", "port", "user", "password", "dbname")
+    allowed = ("sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port", "user", "password", "dbname")
     if unknown := sorted(set(query) - set(allowed)):
         refuse(f"unknown parameter {cut(unknown[0], 40)}; known: {', '.join(allowed)}")
     found = {
@@ -441,6 +480,9 @@ def _database_url(url: str, faults: Faults) -> Iterator[tuple[str, str]]:
         "user": query.get("user") or unquote(parts.username or ""),
         "password": query.get("password") or unquote(parts.password or ""),
         "ssl_mode": query.get("sslmode", ""),
+        "ssl_root_cert": query.get("sslrootcert", ""),
+        "ssl_cert": query.get("sslcert", ""),
+        "ssl_key": query.get("sslkey", ""),
     }
     yield from ((key, text) for key, text in found.items() if text)
 
@@ -509,10 +551,23 @@ def _server(fields: MapReader) -> ServerConfig:
         host=fields.string("host", default.host, matching=_HOST, expected="a host name or address"),
         port=fields.integer("port", default.port, low=0, high=65535),
         grpc_port=fields.integer("grpc_port", default.grpc_port, low=0, high=65535),
+        tls=_switch(fields, "tls", _server_tls),
     )
     if server.port == server.grpc_port != 0:
         fields.refuse("grpc_port", "value", f"expected another port than server.port, got {server.port} for both")
     return server
+
+
+def _server_tls(fields: MapReader) -> ServerTls:
+    tls = ServerTls(
+        cert_file=fields.string("cert_file", max_chars=4096),
+        key_file=fields.string("key_file", max_chars=4096),
+        client_ca_file=fields.optional_string("client_ca_file", max_chars=4096),
+        client_auth=fields.choice("client_auth", ClientAuth, ClientAuth.REQUIRED),
+    )
+    if tls.client_ca_file is None and "client_auth" in fields.names():
+        fields.refuse("client_auth", "value", "expected client_ca_file with it: the authorities of the clients")
+    return tls
 
 
 def _database(fields: MapReader) -> DatabaseConfig:
@@ -522,6 +577,7 @@ def _database(fields: MapReader) -> DatabaseConfig:
     if max_idle_conns > max_open_conns:
         wanted = f"expected at most max_open_conns ({max_open_conns})"
         fields.refuse("max_idle_conns", "range", f"{wanted}, got {max_idle_conns}")
+    ssl_cert, ssl_key = _pair(fields, "ssl_cert", "ssl_key")
     return DatabaseConfig(
         name=name,
         user=user,
@@ -535,10 +591,23 @@ def _database(fields: MapReader) -> DatabaseConfig:
         port=fields.integer("port", 5432, low=1, high=65535),
         password=_password(fields),
         ssl_mode=fields.choice("ssl_mode", SslMode, SslMode.PREFER),
+        ssl_root_cert=fields.optional_string("ssl_root_cert", max_chars=4096),
+        ssl_cert=ssl_cert,
+        ssl_key=ssl_key,
         max_open_conns=max_open_conns,
         max_idle_conns=max_idle_conns,
         conn_max_lifetime=_duration_secs(fields, "conn_max_lifetime", 300.0),
     )
+
+
+def _pair(fields: MapReader, cert_key: str, key_key: str) -> tuple[str | None, str | None]:
+    """The files of a certificate and of its key: both or none."""
+    cert_file = fields.optional_string(cert_key, max_chars=4096)
+    key_file = fields.optional_string(key_key, max_chars=4096)
+    given = {cert_key, key_key} & set(fields.names())
+    if len(given) == 1:
+        fields.refuse(given.pop(), "value", f"expected {cert_key} and {key_key} together")
+    return cert_file, key_file
 
 
 def _password(fields: MapReader) -> Secret | None:
@@ -583,12 +652,22 @@ def _kafka(fields: MapReader) -> KafkaConfig:
         fields.refuse("sasl", "missing", f"is required with security_protocol {protocol}")
     elif not protocol.has_sasl and sasl is not None:
         fields.refuse("sasl", "value", f"is not used with security_protocol {protocol}; expected SASL_SSL or none here")
+    tls = _switch(fields, "tls", _kafka_tls)
+    if tls is not None and not protocol.has_tls:
+        fields.refuse("tls", "value", f"is not used with security_protocol {protocol}; expected SSL or SASL_SSL")
     return KafkaConfig(
         brokers=_brokers(fields),
         security_protocol=protocol,
+        tls=tls or KafkaTls(),
         sasl=sasl,
         topic=_section(fields, "topics", _publish_topic) or EVENTS_TOPIC,
     )
+
+
+def _kafka_tls(fields: MapReader) -> KafkaTls:
+    cert_file, key_file = _pair(fields, "cert_file", "key_file")
+    ca_file = fields.optional_string("ca_file", max_chars=4096)
+    return KafkaTls(ca_file=ca_file, cert_file=cert_file, key_file=key_file)
 
 
 def _brokers(fields: MapReader) -> tuple[str, ...]:

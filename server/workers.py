@@ -81,7 +81,8 @@ def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
         supervision = stack.enter_context(
             Supervision(count, work, kill_after_secs=config.saga.shutdown_grace_secs + STOP_SECS)
         )
-        log.info("workers count=%d rest=http://%s:%d grpc=%s:%d", count, host, port, host, grpc_port)
+        scheme = "http" if server.tls is None else "https"
+        log.info("workers count=%d rest=%s://%s:%d grpc=%s:%d", count, scheme, host, port, host, grpc_port)
         while not supervision.over:
             supervision.pass_once()
         return supervision.exit_status

@@ -135,10 +135,6 @@ def test_a_bad_configuration_is_refused_with_every_path(tmp_path: Path) -> None:
             {"auth": {"jwks_url": "http://127.0.0.1/jwks", "issuer": "i", "audience": "a"}},
             "auth: this release does not",
         ),
-        (
-            {"services": {"shop": {"host": "localhost", "port": 1, "tls": {}}}},
-            "services.shop.tls: this release does not",
-        ),
     ],
 )
 def test_what_is_not_there_yet_is_refused_rather_than_left_out(
