@@ -1,7 +1,8 @@
 -- Sagas. updated_at is set by a trigger.
 
 -- name: create_sagas
--- for: a batch of new sagas with their announcements; those whose id or idempotency key is known do not come back.
+-- for: a batch of new sagas with their announcements and audit entries; those whose id or idempotency key is known do
+-- not come back.
 -- only here: one statement over arrays, so that a batch is one round trip; SQLite has none (there: create_saga).
 WITH created AS (
     INSERT INTO saga.saga_states (
@@ -20,10 +21,21 @@ WITH created AS (
         traceparent, tracestate, owner, epoch, claim_id
     )
     ON CONFLICT DO NOTHING
-    RETURNING id, created_at
+    RETURNING id, created_at, workflow_name, workflow_version
 ), announced AS (
     INSERT INTO saga.outbox (saga_id, event_type, status, current_step)
     SELECT id, 'SAGA_STARTED', 'STARTED', 0 FROM created WHERE :events::bool
+), audited AS (
+    INSERT INTO saga.audit_log (
+        created_at, action, principal, roles, address, request_id, door, saga_id, workflow_name, workflow_version,
+        state_after
+    )
+    SELECT c.created_at, 'START_SAGA', a.principal, a.roles, a.address, a.request_id, a.door, c.id, c.workflow_name,
+           c.workflow_version, '{"status":"STARTED","revision":0}'
+    FROM unnest(
+        :saga_ids, :principals::text[], :roles::text[], :addresses::text[], :request_ids::text[], :doors::text[]
+    ) AS a (saga_id, principal, roles, address, request_id, door)
+    JOIN created AS c ON c.id = a.saga_id
 )
 SELECT id, created_at FROM created;
 
@@ -59,6 +71,9 @@ WITH moved AS (
         undo_plan = m.undo_plan::jsonb,
         undo_failed = m.undo_failed::jsonb,
         undo_corrections = m.undo_corrections::jsonb,
+        undo_since = CASE WHEN m.status = 'COMPENSATING' OR m.undo_failed <> '[]' THEN
+            coalesce(s.undo_since, :now::timestamptz, clock_timestamp())
+        END,
         ended_at = CASE WHEN m.status IN ('COMPLETED', 'FAILED', 'CANCELLED') THEN
             coalesce(:now::timestamptz, clock_timestamp())
         END,

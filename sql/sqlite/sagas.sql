@@ -44,6 +44,7 @@ UPDATE saga_states SET
     undo_plan = :undo_plan,
     undo_failed = :undo_failed,
     undo_corrections = :undo_corrections,
+    undo_since = CASE WHEN :status = 'COMPENSATING' OR :undo_failed <> '[]' THEN coalesce(undo_since, :updated_at) END,
     ended_at = CASE WHEN :status IN ('COMPLETED', 'FAILED', 'CANCELLED') THEN :updated_at END,
     owner = :owner,
     epoch = :epoch,
