@@ -36,11 +36,14 @@ from rpc.inbound import receive
 from rpc.server_errors import ShuttingDown, failure
 from saga.drain import Drain
 from saga.errors import Detail, SagaError, Unavailable
+from saga.log_fields import about
 from saga.meter import Meter
 from saga.model import SagaStatus
 from saga.ports import SagaFilter
 from saga.request_id import request_id
+from saga.request_span import RequestSpan
 from saga.service import MAX_WAIT_SECS, SagaService, StartSaga, Watch
+from saga.tracing import Attribute, Tracer, read_traceparent
 from saga.uncancelled import uncancelled
 from saga.workflow_yaml import MAX_YAML_BYTES
 
@@ -55,6 +58,9 @@ HEALTH_CHECK_SECS = 5.0
 STOP_SECS = 5.0
 """Bound on closing the server when it was not drained before; more than `draining.py` ever takes."""
 
+OUR_FAULT = frozenset({Status.UNKNOWN, Status.INTERNAL, Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.DATA_LOSS})
+"""Statuses with which a call of ours has failed in the eyes of a trace; the others tell the caller something."""
+
 M = TypeVar("M", bound=Message)
 
 
@@ -64,13 +70,16 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     idempotency_key: str | None
     traceparent: str | None
+    tracestate: str | None = None
+    span: RequestSpan | None = None
 
 
 class Servicer(SagaServiceBase):
     """`k1s0.system.saga.v1.SagaService`."""
 
-    def __init__(self, service: SagaService, drain: Drain, meter: Meter) -> None:
+    def __init__(self, service: SagaService, drain: Drain, meter: Meter, tracer: Tracer) -> None:
         self._service = service
+        self._tracer = tracer
         self._drain = drain
         self._meter = meter
         self._max_bytes = max(service.max_payload_bytes, MAX_YAML_BYTES) + MESSAGE_SLACK_BYTES
@@ -131,11 +140,21 @@ class Servicer(SagaServiceBase):
     ) -> None:
         """Runs `answer`; an error becomes the status, details and trailers the client gets."""
         metadata: Mapping[str, str | bytes] = stream.metadata or {}
+        traceparent, tracestate = _text(metadata.get("traceparent")), _text(metadata.get("tracestate"))
         caller = Caller(
             request_id=request_id(_text(metadata.get("x-request-id"))),
             idempotency_key=_text(metadata.get("idempotency-key")),
-            traceparent=_text(metadata.get("traceparent")),
+            traceparent=traceparent,
+            tracestate=tracestate,
+            span=RequestSpan(self._tracer, traceparent, tracestate) if self._tracer.enabled else None,
         )
+        context = read_traceparent(traceparent)
+        with about(request_id=caller.request_id, **({} if context is None else {"trace_id": context.trace_id})):
+            await self._told(stream, method, caller, answer)
+
+    async def _told(
+        self, stream: Stream[Any, Any], method: str, caller: Caller, answer: Callable[[Caller], Awaitable[None]]
+    ) -> None:
         started = time.perf_counter()
         status = Status.CANCELLED  # what it is when the client went away, or its deadline passed, on the way
         try:
@@ -163,6 +182,8 @@ class Servicer(SagaServiceBase):
                 "grpc_call method=%s code=%s ms=%.1f request_id=%s",
                 *(method, status.name, seconds * 1000, caller.request_id),
             )
+            if caller.span is not None:
+                _end_span(caller.span, method, status, seconds, caller.request_id)
 
     # --- what each method does, on Trio -------------------------------------------------------------------------------
 
@@ -179,8 +200,12 @@ class Servicer(SagaServiceBase):
                 initiated_by=request.initiated_by or None,
                 idempotency_key=caller.idempotency_key,
                 traceparent=caller.traceparent,
+                tracestate=caller.tracestate,
+                span_id=None if caller.span is None else caller.span.span_id,
             ),
         )
+        if caller.span is not None:
+            caller.span.joins(started.saga)
         # A replay is answered as the first request was, however far the saga has come since.
         return pb.StartSagaResponse(
             saga_id=started.saga.saga_id, status=SagaStatus.STARTED.value, replayed=started.replayed
@@ -269,6 +294,17 @@ class Servicer(SagaServiceBase):
         return None if saga is None else wire.saga_state(saga)
 
 
+def _end_span(span: RequestSpan, method: str, status: Status, seconds: float, known_as: str) -> None:
+    called = f"{pb.DESCRIPTOR.package}.SagaService/{method}"
+    attributes: dict[str, Attribute] = {
+        "rpc.system.name": "grpc",
+        "rpc.method": called,
+        "rpc.response.status_code": status.name,
+        "saga.request_id": known_as,
+    }
+    span.end(called, seconds, attributes, status.name if status in OUR_FAULT else None)
+
+
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -298,6 +334,7 @@ async def serve_grpc(
     *,
     drain: Drain,
     meter: Meter | None = None,
+    tracer: Tracer | None = None,
     reuse_port: bool = False,
     tls: Context | None = None,
 ) -> AsyncIterator[GrpcFront]:
@@ -306,7 +343,7 @@ async def serve_grpc(
 
     Leaving the block without `GrpcFront.drain` cuts running calls off.
     """
-    servicer = Servicer(service, drain, meter or Meter())
+    servicer = Servicer(service, drain, meter or Meter(), tracer or Tracer())
     front = await run_aio(_start(servicer, service, host, port, reuse_port, tls))
     try:
         yield front

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from saga.model import Saga
-from saga.tracing import Attribute, Span, TraceContext, Tracer, parent_of, read_traceparent, read_tracestate, trace_id_of
+from saga.tracing import (
+    Attribute,
+    Span,
+    TraceContext,
+    Tracer,
+    parent_of,
+    read_traceparent,
+    read_tracestate,
+    trace_id_of,
+)
 
 
 class RequestSpan:

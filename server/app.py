@@ -86,7 +86,11 @@ def check(config: Config, *, insecure: bool) -> None:
     if not insecure:
         config.refuse_open_access()
     elif config.auth is None and not config.server.is_loopback:
-        log.warning("no_access_control host=%s: anyone who can reach it can start and cancel sagas", config.server.host)
+        log.warning(
+            "no_access_control host=%s message=%s",
+            config.server.host,
+            "anyone who can reach it can start and cancel sagas",
+        )
 
 
 def _refuse_what_is_not_there(config: Config) -> None:
@@ -144,7 +148,7 @@ async def _run(config: Config, seat: Seat | None) -> int:
         cut_off = False
         nursery.cancel_scope.cancel()
     if cut_off:
-        log.warning("cut_off: told to stop twice")
+        log.warning("cut_off reason=%s", "told to stop twice")
         return 1
     log.info("stopped")
     return 0
@@ -363,7 +367,7 @@ async def _signals(
 
 def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
     if not folder.is_dir():
-        log.warning("workflow_dir_missing folder=%s: no workflows are loaded from files", folder)
+        log.warning("workflow_dir_missing folder=%s", folder)
     found: list[tuple[Path, bytes | OSError]] = []
     for file in sorted(path for path in folder.glob("*") if path.suffix in {".yaml", ".yml"}):
         try:
@@ -385,14 +389,16 @@ async def load_workflows(service: SagaService, folder: Path) -> int:
             name = parse_workflow(text, service.known_services).name
             if name in seen:
                 # Each start would register the one and then the other, a new version every time.
-                log.error("workflow_rejected %s: name: workflow %s is defined in %s too", file, name, seen[name])
+                log.error(
+                    "workflow_rejected problem=%s", f"{file}: name: workflow {name} is defined in {seen[name]} too"
+                )
                 continue
             await _registered(service, text)
         except WorkflowInvalid as invalid:
             for detail in invalid.details:
-                log.error("workflow_rejected %s", format_detail(file, detail))
+                log.error("workflow_rejected problem=%s", format_detail(file, detail))
         except OSError as error:
-            log.error("workflow_rejected %s: cannot be read: %s", file, error.strerror or error)
+            log.error("workflow_rejected problem=%s", f"{file}: cannot be read: {error.strerror or error}")
         else:
             seen[name] = file
     log.info("workflows_loaded folder=%s count=%d", folder, len(seen))

@@ -97,11 +97,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from server import app, logs
     from server.config import ConfigInvalid, load_config
     from server.errors import CannotStart
+    from server.redaction import secrets_of
     from server.workers import serve_workers
 
     try:
         config = load_config(arguments.config, os.environ)
-        logs.configure(config.observability.log_level)
+        logs.configure(config.observability.log, secrets=secrets_of(config))
         if arguments.workers > 1:
             return serve_workers(config, arguments.workers, insecure=arguments.insecure)
         return app.serve(config, insecure=arguments.insecure)

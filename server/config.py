@@ -1,7 +1,8 @@
 """Reads the configuration: a YAML file, the environment, and defaults; every error at once.
 
 Sections and keys are those of `config/config.yaml`, which explains each. In order, the later one wins: built-in
-defaults, the file, `DATABASE_URL`, `SAGA__SECTION__KEY`. Relative paths in it are relative to the current directory.
+defaults, the file, `DATABASE_URL` and `OTEL_EXPORTER_OTLP_ENDPOINT`, `SAGA__SECTION__KEY`. Relative paths in it are
+relative to the current directory.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from saga.yaml_nodes import (
 DEFAULT_PATH = Path("config/config.yaml")
 EVENTS_TOPIC = "k1s0.system.saga.events.v1"
 OVERRIDE_PREFIX = "SAGA__"
+OTLP_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+"""OpenTelemetry's own name for the collector's address."""
 DAY_SECS = 86400.0
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -262,17 +265,30 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
+class LogFormat(enum.StrEnum):
+    """What a log line is. AUTO: text on a terminal, JSON elsewhere."""
+
+    AUTO = "auto"
+    JSON = "json"
+    TEXT = "text"
+
+
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.AUTO
+
+
+class OtlpConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where spans go: a collector that takes OTLP over HTTP, at `endpoint` + `/v1/traces`."""
+
+    endpoint: str
 
 
 class ObservabilityConfig(msgspec.Struct, frozen=True, kw_only=True):
-    log: LogConfig = LogConfig()
+    """`otlp` None: no spans are kept."""
 
-    @property
-    def log_level(self) -> str:
-        """As Python's logging spells it."""
-        return self.log.level.value.upper()
+    log: LogConfig = LogConfig()
+    otlp: OtlpConfig | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -401,12 +417,14 @@ def _variable(match: re.Match[str], environ: Mapping[str, str]) -> str | _NoValu
 
 
 def _overlay(root: Node, environ: Mapping[str, str], faults: Faults) -> Node:
-    """The tree with `DATABASE_URL` and then the overrides put over it."""
+    """The tree with `DATABASE_URL` and `OTEL_EXPORTER_OTLP_ENDPOINT` and then the overrides put over it."""
     if not isinstance(root, Fields):
         return root
     if environ.get("DATABASE_URL"):
         for key, text in _database_url(environ["DATABASE_URL"], faults):
             _put(root, ["database", key], text, "DATABASE_URL", faults)
+    if environ.get(OTLP_VARIABLE):
+        _put(root, ["observability", "otlp", "endpoint"], environ[OTLP_VARIABLE], OTLP_VARIABLE, faults)
     for name in sorted(environ):
         if name.startswith(OVERRIDE_PREFIX):
             keys = name.removeprefix(OVERRIDE_PREFIX).lower().split("__")
@@ -495,6 +513,7 @@ _HOST_OR_SOCKETS = re.compile(r"/.*|[^\s/@?#\[\]]+")
 _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/@?#\[\]:]+):(?P<port>[0-9]{1,5})")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _SERVICE_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,255}")
+_OTLP_URL = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
 _HTTP_URL = re.compile(r"https?://[^\s/?#]+[^\s#]*")
 _DURATION = re.compile(r"(?P<count>[0-9]{1,9}(\.[0-9]{1,9})?)(?P<unit>ms|s|m|h|d)")
 _UNIT_SECS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_SECS}
@@ -790,8 +809,21 @@ def _auth(fields: MapReader) -> AuthConfig:
 
 
 def _observability(fields: MapReader) -> ObservabilityConfig:
-    return ObservabilityConfig(log=_section(fields, "log", _log) or LogConfig())
+    return ObservabilityConfig(
+        log=_section(fields, "log", _log) or LogConfig(),
+        otlp=_switch(fields, "otlp", _otlp),
+    )
 
 
 def _log(fields: MapReader) -> LogConfig:
-    return LogConfig(level=fields.choice("level", LogLevel, LogLevel.INFO))
+    return LogConfig(
+        level=fields.choice("level", LogLevel, LogLevel.INFO), format=fields.choice("format", LogFormat, LogFormat.AUTO)
+    )
+
+
+def _otlp(fields: MapReader) -> OtlpConfig:
+    # There may be a password in it.
+    wanted = "an http(s) URL without a query"
+    return OtlpConfig(
+        endpoint=fields.string("endpoint", max_chars=2048, matching=_OTLP_URL, expected=wanted, secret=True)
+    )

@@ -32,6 +32,7 @@ import msgspec
 from server import app, logs
 from server.config import Config, ConfigInvalid
 from server.errors import CannotStart
+from server.redaction import secrets_of
 
 log = logging.getLogger("saga.workers")
 
@@ -74,7 +75,7 @@ def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
         config = msgspec.structs.replace(config, server=server)
 
         def work(number: int, ready: Callable[[], None]) -> int:
-            logs.configure(config.observability.log_level, worker=number)
+            logs.configure(config.observability.log, worker=number, secrets=secrets_of(config))
             seat = app.Seat(number=number, ready=ready, metrics_folder=metrics_folder)
             return app.serve(config, insecure=insecure, seat=seat)
 
@@ -224,6 +225,7 @@ class Supervision:
             with suppress(OSError):
                 sys.stdout.flush()
                 sys.stderr.flush()
+            logs.flush()
 
     def _heard(self, worker: Worker) -> None:
         if os.read(worker.pipe, 1) == READY:
@@ -271,7 +273,7 @@ class Supervision:
         self._pass_on(signal.SIGTERM)
 
     def _kill(self) -> None:
-        log.error("workers_killed: they did not end")
+        log.error("workers_killed reason=%s", "they did not end")
         self._kill_at = float("inf")
         self._pass_on(signal.SIGKILL)
 

@@ -379,7 +379,7 @@ class Relay:
     def _note_trouble(self, trouble: str | None) -> None:
         """Logs when it begins and when it is over, not each pass in between."""
         if trouble is not None and self.trouble is None:
-            log.warning("relay_stalled: events wait in the outbox: %s", trouble)
+            log.warning("relay_stalled reason=%s", trouble)
         elif trouble is None and self.trouble is not None:
             log.info("relay_resumed")
         self.trouble = trouble

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import trio
 
+from saga.access import Permission, require
 from saga.drain import Drain
 from saga.errors import SagaError
 from saga.mapping import rfc3339
@@ -43,6 +44,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     summary: str
+    permission: Permission
     handle: Callable[[Request], Awaitable[Reply]]
     replies: Mapping[int, type]
     query: type[msgspec.Struct] = schema.NoQuery
@@ -50,7 +52,6 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body_required: bool = True
     headers: Mapping[str, str] = {}
     errors: tuple[int, ...] = ()
-    is_open: bool = False
 
 
 class Api:
@@ -66,6 +67,7 @@ class Api:
         return (
             Operation(
                 name="startSaga",
+                permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas",
                 summary="Start a saga; it is durable when this answers",
@@ -74,13 +76,15 @@ class Api:
                 headers={
                     "Idempotency-Key": "at most 255 characters; the same key with the same body answers with the same"
                     " saga and Idempotent-Replayed: true, with another body 409",
-                    "traceparent": "W3C trace context, passed on to the participants",
+                    "traceparent": "W3C trace context: the saga and the calls of its participants are in this trace",
+                    "tracestate": "passed on to the participants beside traceparent",
                 },
                 replies={201: schema.SagaAccepted},
                 errors=(400, 404, 409, 413, 503),
             ),
             Operation(
                 name="listSagas",
+                permission=Permission.READ_SAGAS,
                 method="GET",
                 path=f"{BASE}/sagas",
                 summary="A page of sagas, newest first",
@@ -91,6 +95,7 @@ class Api:
             ),
             Operation(
                 name="getSaga",
+                permission=Permission.READ_SAGAS,
                 method="GET",
                 path=f"{BASE}/sagas/{{saga_id}}",
                 summary="A saga and what was done for it",
@@ -101,6 +106,7 @@ class Api:
             ),
             Operation(
                 name="cancelSaga",
+                permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/cancel",
                 summary="Ask for the cancellation, durably: what succeeded is compensated, the saga ends CANCELLED",
@@ -110,6 +116,7 @@ class Api:
             ),
             Operation(
                 name="compensateSaga",
+                permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/compensate",
                 summary="The same as cancel",
@@ -119,6 +126,7 @@ class Api:
             ),
             Operation(
                 name="retryCompensation",
+                permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/retry-compensation",
                 summary="Run the failed compensations of an ended saga again, with what is corrected about them",
@@ -130,6 +138,7 @@ class Api:
             ),
             Operation(
                 name="registerWorkflow",
+                permission=Permission.WRITE_WORKFLOWS,
                 method="POST",
                 path=f"{BASE}/workflows",
                 summary="Register a workflow, durably; a changed definition is the next version",
@@ -140,6 +149,7 @@ class Api:
             ),
             Operation(
                 name="listWorkflows",
+                permission=Permission.READ_WORKFLOWS,
                 method="GET",
                 path=f"{BASE}/workflows",
                 summary="The newest version of every workflow",
@@ -149,6 +159,7 @@ class Api:
             ),
             Operation(
                 name="getWorkflow",
+                permission=Permission.READ_WORKFLOWS,
                 method="GET",
                 path=f"{BASE}/workflows/{{name}}",
                 summary="The newest version of one workflow, whole",
@@ -158,21 +169,21 @@ class Api:
             ),
             Operation(
                 name="healthz",
+                permission=Permission.OPEN,
                 method="GET",
                 path="/healthz",
                 summary="The process answers",
                 handle=self.healthz,
                 replies={200: schema.Alive},
-                is_open=True,
             ),
             Operation(
                 name="readyz",
+                permission=Permission.OPEN,
                 method="GET",
                 path="/readyz",
                 summary="Whether this process should be sent requests",
                 handle=self.readyz,
                 replies={200: schema.Readiness, 503: schema.Readiness},
-                is_open=True,
             ),
         )
 
@@ -190,8 +201,12 @@ class Api:
                 initiated_by=body.initiated_by,
                 idempotency_key=request.header("Idempotency-Key"),
                 traceparent=request.header("traceparent"),
+                tracestate=",".join(request.headers.get("tracestate", ())),
+                span_id=None if request.span is None else request.span.span_id,
             ),
         )
+        if request.span is not None:
+            request.span.joins(started.saga)
         saga_id = started.saga.saga_id
         headers = {"Location": f"{BASE}/sagas/{saga_id}"}
         if started.replayed:
@@ -219,9 +234,10 @@ class Api:
     async def get_saga(self, request: Request) -> Reply:
         query = parse_query(request.query, schema.GetSagaQuery)
         saga_id = request.path_values["saga_id"]
-        with self._drain.ends_early() as scope:
+        # Nobody waits longer than their token is good for: they are told what there is, as when their time is up.
+        with self._drain.ends_early() as stop, trio.move_on_at(request.principal.ends_at) as expiry:
             detail = await self._service.get(saga_id, wait_secs=query.wait_secs)
-        if scope.cancelled_caught:
+        if stop.cancelled_caught or expiry.cancelled_caught:
             detail = await self._service.get(saga_id)
         return _json(200, schema.saga_detail_view(detail))
 
@@ -286,6 +302,7 @@ class Api:
 async def answer(operation: Operation, request: Request) -> Reply:
     """What `operation` replies; an error becomes its envelope. Cancelled when the client goes away."""
     try:
+        require(request.principal, operation.permission)
         return await operation.handle(request)
     except Exception as error:  # noqa: BLE001  # whatever it is, the client gets the envelope; Cancelled is none of it
         return error_reply(error, request.request_id)
@@ -298,6 +315,8 @@ def error_reply(error: Exception, request_id: str) -> Reply:
         log.error("http_error request_id=%s", request_id, exc_info=error)
     elif status == 503:
         log.warning("http_unavailable request_id=%s error=%s", request_id, error)
+    elif status in (401, 403):
+        log.info("access_refused request_id=%s reason=%s", request_id, error)
     return Reply(status=status, body=envelope(error, request_id), headers=headers_of(error))
 
 

@@ -18,8 +18,9 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from saga.drain import Drain
 from saga.errors import Invalid, NotFound, SagaError
 from saga.service import SagaService
+from saga.tracing import Tracer
 from web.api import Api, Check, Operation, answer, error_reply
-from web.door import REQUEST_ID, ROUTE, Door
+from web.door import REQUEST_ID, ROUTE, SPAN, Door
 from web.errors import MethodNotAllowed
 from web.exchange import Reply, Request, headers_by_name
 from web.metrics import CONTENT_TYPE, PrometheusMeter
@@ -40,6 +41,7 @@ def create_app(
     drain: Drain,
     version: str,
     meter: PrometheusMeter | None = None,
+    tracer: Tracer | None = None,
     optional_checks: Mapping[str, Check] | None = None,
     shared_metrics: SharedMetrics | None = None,
 ) -> QuartTrio:
@@ -68,7 +70,7 @@ def create_app(
     add_pages(app, service)
     app.register_error_handler(Exception, _on_error)
     inner = cast(Any, app.asgi_app)
-    app.asgi_app = shield_last(Door(inner, api, meter, drain, service.max_payload_bytes))  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
+    app.asgi_app = shield_last(Door(inner, api, meter, tracer or Tracer(), drain, service.max_payload_bytes))  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
     return app
 
 
@@ -89,6 +91,7 @@ def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
             headers=headers_by_name(scope["headers"]),
             body=cast(bytes, await quart.request.get_data()),
             request_id=scope[REQUEST_ID],
+            span=scope[SPAN],
         )
         return _response(await answer(operation, request))
 

@@ -11,13 +11,17 @@ import logging
 import time
 from typing import Any
 
+from saga.access import NOBODY, Authenticator, Principal, single_authorization
 from saga.drain import Drain
-from saga.errors import Invalid
+from saga.errors import Invalid, RequestError, Unavailable
+from saga.log_fields import about
 from saga.meter import Meter
 from saga.request_id import request_id
+from saga.request_span import RequestSpan
+from saga.tracing import Attribute, Tracer, read_traceparent
 from saga.workflow_yaml import MAX_YAML_BYTES
-from web.api import Api, answer, error_reply
-from web.body import ClientGone, Unread, read_body
+from web.api import BASE, Api, answer, error_reply
+from web.body import ClientGone, Unread, discard_body, read_body
 from web.exchange import Reply, Request, headers_by_name
 from web.shield_last import Asgi, Receive, Scope, Send
 
@@ -39,15 +43,29 @@ GONE = 499
 
 REQUEST_ID = "saga.request_id"
 ROUTE = "saga.route"
-"""Keys of the ASGI scope: the id of the request, and, set by whoever answers, the pattern of its path."""
+SPAN = "saga.span"
+PRINCIPAL = "saga.principal"
+"""Keys of the ASGI scope: the id of the request, its span if one is kept, who it is from, and, set by whoever answers,
+the pattern of its path."""
 
 
 class Door:
     """An ASGI application around another."""
 
-    def __init__(self, inner: Asgi, api: Api, meter: Meter, drain: Drain, max_payload_bytes: int) -> None:
+    def __init__(
+        self,
+        inner: Asgi,
+        api: Api,
+        authenticator: Authenticator,
+        meter: Meter,
+        tracer: Tracer,
+        drain: Drain,
+        max_payload_bytes: int,
+    ) -> None:
         self._inner = inner
+        self._authenticator = authenticator
         self._meter = meter
+        self._tracer = tracer
         self._drain = drain
         self._max_body_bytes = max(max_payload_bytes, WORKFLOW_BODY_BYTES) + BODY_SLACK_BYTES
         by_name = {operation.name: operation for operation in api.operations}
@@ -61,6 +79,11 @@ class Door:
         headers = headers_by_name(scope["headers"])
         known_as = request_id(headers.get("x-request-id", [None])[-1])
         scope[REQUEST_ID] = known_as
+        traceparent = _only(headers.get("traceparent"))
+        scope[SPAN] = span = None
+        if self._tracer.enabled:
+            tracestate = ",".join(headers.get("tracestate", ()))
+            scope[SPAN] = span = RequestSpan(self._tracer, traceparent, tracestate)
         started = time.perf_counter()
         status = GONE
         noted = False
@@ -69,7 +92,10 @@ class Door:
             nonlocal noted
             if not noted:
                 noted = True
-                self._note(scope, status, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._note(scope, status, seconds)
+                if span is not None:
+                    _end_span(span, scope, status, seconds)
 
         async def send_noted(message: dict[str, Any]) -> None:
             nonlocal status
@@ -83,10 +109,12 @@ class Door:
                 note()  # before it is sent: whoever has the answer finds the line, and the count, there
             await send(message)
 
-        try:
-            await self._serve(scope, headers, known_as, receive, send_noted)
-        finally:
-            note()
+        caller = read_traceparent(traceparent)
+        with about(request_id=known_as, **({} if caller is None else {"trace_id": caller.trace_id})):
+            try:
+                await self._serve(scope, headers, known_as, receive, send_noted)
+            finally:
+                note()
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get(ROUTE, "none")
@@ -95,20 +123,27 @@ class Door:
         if log.isEnabledFor(level):
             log.log(
                 level,
-                "http_request method=%s path=%s status=%d ms=%.1f request_id=%s",
-                *(scope["method"], _printable(scope["raw_path"]), status, seconds * 1000, scope[REQUEST_ID]),
+                "http_request method=%s route=%s path=%s status=%d ms=%.1f request_id=%s",
+                *(scope["method"], route, _printable(scope["raw_path"]), status, seconds * 1000, scope[REQUEST_ID]),
             )
 
     async def _serve(
         self, scope: Scope, headers: dict[str, list[str]], known_as: str, receive: Receive, send: Send
     ) -> None:
+        # HTTP/2 has no such header, and forbids it; there the stream alone ends.
+        closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
         try:
+            try:
+                principal = scope[PRINCIPAL] = await self._principal(scope["path"], headers)
+            except (RequestError, Unavailable) as error:
+                # A stranger's body takes no memory; it is read so that the answer arrives (see body.py).
+                whole = await discard_body(receive)
+                await _send(send, error_reply(error, known_as), {} if whole else closing)
+                return
             body = await read_body(receive, self._max_body_bytes)
         except ClientGone:
             return
         except Unread as unread:
-            # HTTP/2 has no such header, and forbids it; there the stream alone ends.
-            closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
             await _send(send, error_reply(unread.reason, known_as), closing)
             return
         except Invalid as error:
@@ -137,8 +172,17 @@ class Door:
             headers=headers,
             body=body,
             request_id=known_as,
+            principal=principal,
+            span=scope[SPAN],
         )
         await _send(send, await answer(operation, request))
+
+    async def _principal(self, path: str, headers: dict[str, list[str]]) -> Principal:
+        """Who asks the API. Whoever asks for something else is nobody here; the pages see to their own (pages.py)."""
+        if not path.startswith(BASE):
+            return NOBODY
+        authorization = single_authorization(headers.get("authorization", ()))
+        return self._authenticator.recognized(authorization) or await self._authenticator.authenticate(authorization)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -174,6 +218,26 @@ async def _send(send: Send, reply: Reply, more_headers: dict[str, str] | None = 
         await send({"type": "http.response.body", "body": body, "more_body": True})
         body = b""
     await send({"type": "http.response.body", "body": body})
+
+
+def _end_span(span: RequestSpan, scope: Scope, status: int, seconds: float) -> None:
+    route = scope.get(ROUTE)
+    if route in PROBED:
+        return
+    attributes: dict[str, Attribute] = {
+        "http.request.method": scope["method"],
+        "http.response.status_code": status,
+        "url.scheme": scope["scheme"],
+        "saga.request_id": scope[REQUEST_ID],
+    }
+    if route is not None:
+        attributes["http.route"] = route
+    name = scope["method"] if route is None else f"{scope['method']} {route}"
+    span.end(name, seconds, attributes, f"HTTP {status}" if status >= 500 else None)
+
+
+def _only(values: list[str] | None) -> str | None:
+    return values[0] if values is not None and len(values) == 1 else None
 
 
 def _printable(raw_path: bytes) -> str:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 
 import msgspec
 
+from saga.access import Principal
 from saga.errors import Detail, Invalid
+from saga.request_span import RequestSpan
 
 JSON = "application/json"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked. `headers` has lower-case names, each with its values in the order they came."""
+    """What was asked. `headers` has lower-case names, each with its values in the order they came.
+    `span`: None where none is kept."""
 
     method: str
     path: str
@@ -21,6 +24,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, list[str]]
     body: bytes
     request_id: str
+    principal: Principal
+    span: RequestSpan | None = None
 
     def header(self, name: str) -> str | None:
         """The value of a header that may be given once. `Invalid`: it is repeated."""

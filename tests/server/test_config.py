@@ -262,7 +262,7 @@ def test_an_empty_section_does_not_count_as_left_out_where_that_would_switch_som
             "services: {pay: {host: h, port: 1, tls: {ca: 1}}}",
             "c.yaml:1:42: services.pay.tls.ca: unknown key; known: ca_file, cert_file, key_file, server_name",
         ),
-        ("observability: {log: {format: x}}", "c.yaml:1:23: observability.log.format: unknown key; known: level"),
+        ("observability: {log: {color: x}}", "c.yaml:1:23: observability.log.color: unknown key; known: format, level"),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_path_and_the_nearest_known_one(text: str, problem: str) -> None:

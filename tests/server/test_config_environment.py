@@ -126,7 +126,6 @@ def test_an_override_sets_a_key_over_the_file_or_besides_it() -> None:
     assert config.server.port == 9090
     assert config.saga.lease_secs == 2.5
     assert config.observability.log.level is LogLevel.DEBUG
-    assert config.observability.log_level == "DEBUG"
     assert config.app.name == "12"
     assert config.services["payment"].host == "other"
     assert config.services["stock-api"].tls is not None
