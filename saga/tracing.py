@@ -111,6 +111,9 @@ class Tracer:
     def keep(self, span: Span) -> None:
         """Takes an ended span. Returns at once and never raises: spans may be lost, sagas may not wait for them."""
 
+    def close(self) -> None:
+        """Hands on what is left, in bounded time; blocks. Spans that come later are lost."""
+
 
 MAX_ERROR_CHARS = 500
 """Of what a participant says, in a span: its whole text is in the step log. A guess."""

@@ -7,6 +7,7 @@ second one cuts off.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import random
@@ -32,6 +33,7 @@ from saga.retention import Retention
 from saga.runner import STORE_PAUSE_SECS, Engine
 from saga.service import SagaService
 from saga.supervisor import Limits, Supervisor
+from saga.tracing import Tracer
 from saga.watchers import Watchers
 from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 from server.config import Config, ConfigInvalid, KafkaConfig
@@ -98,10 +100,26 @@ def _refuse_what_is_not_there(config: Config) -> None:
     missing = []
     if config.auth is not None:
         missing.append("auth: this release does not verify tokens yet; remove the section and listen on loopback")
+    missing += _missing_extra(config)
     missing += _unusable_descriptor_sets(config)
     missing += file_problems(config)
     if missing:
         raise ConfigInvalid(tuple(missing))
+
+
+def _missing_extra(config: Config) -> list[str]:
+    if config.observability.otlp is None:
+        return []
+    try:
+        importlib.import_module("server.spans")
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] == "server":
+            raise
+        return [
+            f"observability.otlp: expected the extra for it to be installed, but there is no {error.name}: "
+            "pip install 'saga-orchestrator[otel]'"
+        ]
+    return []
 
 
 def _unusable_descriptor_sets(config: Config) -> list[str]:
@@ -201,6 +219,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     clock, meter, watchers, catalog = SystemClock(), PrometheusMeter(), Watchers(), Catalog(store)
     caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{random.randbytes(4).hex()}"
+    tracer = _opened_tracer(config, worker_id, meter)
     supervisor = Supervisor(
         Engine(
             store=store,
@@ -209,6 +228,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             watchers=watchers,
             meter=meter,
             draw=random.random,
+            tracer=tracer,
             park_after_secs=config.saga.park_after_secs,
         ),
         catalog,
@@ -228,6 +248,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         services=config.services,
         max_payload_bytes=config.saga.max_payload_bytes,
         meter=meter,
+        tracer=tracer,
     )
     _read_counts(meter, supervisor, store)
     relay = None if config.kafka is None else _relay_to(config.kafka, store, worker_id, config.saga.lease_secs)
@@ -239,6 +260,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         service,
         drain=drain,
         meter=meter,
+        tracer=tracer,
         version=product_version(),
         # Sagas run without the broker: their events wait.
         optional_checks={} if relay is None else {"kafka": relay.check},
@@ -276,7 +298,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
                     rest_port = await doors.start(rest)
                 with _named("server.grpc_port", host, config.server.grpc_port):
                     grpc = await doors.start(
-                        partial(_serve_grpc, service, config, drain, meter, seat is not None, contexts)
+                        partial(_serve_grpc, service, config, drain, meter, tracer, seat is not None, contexts)
                     )
                 scheme = "http" if contexts is None else "https"
                 log.info("ready rest=%s://%s:%d grpc=%s:%d", scheme, host, rest_port, host, grpc)
@@ -292,6 +314,27 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     finally:
         with trio.move_on_after(CLOSE_SECS, shield=True):
             await caller.aclose()
+            if tracer.enabled:
+                await trio.to_thread.run_sync(tracer.close)
+
+
+def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter) -> Tracer:
+    """The tracer the configuration asks for; one that keeps nothing where it asks for none."""
+    otlp = config.observability.otlp
+    if otlp is None:
+        return Tracer()
+    from server.spans import otlp_tracer  # the extra may be absent where it is not asked for
+
+    tracer = otlp_tracer(
+        otlp.endpoint,
+        name=config.app.name,
+        version=product_version(),
+        environment=config.app.environment,
+        worker_id=worker_id,
+    )
+    meter.read_counter("saga_spans_exported", "Spans the collector has taken", lambda: tracer.exported)
+    meter.read_counter("saga_spans_lost", "Spans lost because the collector was away or slow", lambda: tracer.lost)
+    return tracer
 
 
 def _contexts(config: Config) -> ServerContexts | None:
@@ -328,13 +371,16 @@ async def _serve_grpc(
     config: Config,
     drain: Drain,
     meter: Meter,
+    tracer: Tracer,
     reuse_port: bool,
     contexts: ServerContexts | None,
     task_status: trio.TaskStatus[int],
 ) -> None:
     host, port = config.server.host, config.server.grpc_port
     tls = None if contexts is None else contexts.grpc
-    async with serve_grpc(service, host, port, drain=drain, meter=meter, reuse_port=reuse_port, tls=tls) as front:
+    async with serve_grpc(
+        service, host, port, drain=drain, meter=meter, tracer=tracer, reuse_port=reuse_port, tls=tls
+    ) as front:
         task_status.started(front.port)
         await drain.wait()
         await front.drain(config.saga.shutdown_grace_secs)
