@@ -193,6 +193,32 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True):
     changed: bool
 
 
+class UndoDebt(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sagas of one workflow owe: effects that should be undone and are not.
+
+    `failed`: compensations that failed for good and were neither run again nor marked done since. `pending`:
+    compensations still to come of sagas that are COMPENSATING, the one in hand included; a step without a compensation
+    owes none. `oldest_secs`: how long ago the saga that has owed longest began to compensate.
+    """
+
+    workflow_name: str
+    failed: int
+    pending: int
+    oldest_secs: float
+
+
+class SchemaState(enum.StrEnum):
+    """How the tables of a database stand to this release."""
+
+    CURRENT = "current"
+    OLDER = "older"
+    """Migrations of this release are missing."""
+    NEWER = "newer"
+    """Migrated by a later release as well."""
+    CHANGED = "changed"
+    """Migrated by other files than this release has."""
+
+
 # --- notices ---------------------------------------------------------------------------------------------------------
 
 
@@ -337,3 +363,9 @@ class Store(Protocol):
     async def count_open(self) -> dict[SagaStatus, int]:
         """How many sagas are in each non-final state."""
         ...
+
+    async def undo_debt(self) -> Sequence[UndoDebt]:
+        """What is owed now, by workflow name; workflows that owe nothing are not in it."""
+        ...
+
+    async def schema_state(self) -> SchemaState: ...

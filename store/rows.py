@@ -14,7 +14,7 @@ import msgspec
 
 from saga.errors import Conflict, LeaseLost, RowRejected
 from saga.model import Json, Saga, SagaStatus, StepAction, StepLog, StepStatus, UndoCorrection
-from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, SagaFilter
+from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, SagaFilter, UndoDebt
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, decode_definition
 
@@ -255,6 +255,16 @@ def step_log_from_row(row: Row, instant: InstantReader) -> StepLog:
 def workflow_from_row(row: Row) -> Workflow:
     """A row of workflow_definitions."""
     return Workflow(definition=decode_definition(row["definition"]), version=row["version"])
+
+
+def undo_debt_from_row(row: Row) -> UndoDebt:
+    """A row of undo_debt."""
+    return UndoDebt(
+        workflow_name=row["workflow_name"],
+        failed=row["failed"],
+        pending=row["pending"],
+        oldest_secs=row["oldest_secs"],
+    )
 
 
 def filter_parameters(where: SagaFilter) -> dict[str, Any]:

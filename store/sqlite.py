@@ -24,7 +24,20 @@ import trio
 from saga.audit import IN_PROCESS, AuditEntries, AuditFilter, NewAuditEntry, Requester
 from saga.errors import Conflict, RowRejected, Unavailable
 from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepLog
-from saga.ports import Claimed, Clock, Created, NewSaga, Notice, Page, Record, Recorded, Registered, SagaFilter
+from saga.ports import (
+    Claimed,
+    Clock,
+    Created,
+    NewSaga,
+    Notice,
+    Page,
+    Record,
+    Recorded,
+    Registered,
+    SagaFilter,
+    SchemaState,
+    UndoDebt,
+)
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
 from store import audit_rows, rows, sqlite_migrations
