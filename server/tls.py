@@ -72,7 +72,7 @@ class ServerContexts:
         try:
             self._rest, self._grpc = self._made()
         except TlsFilesInvalid as error:
-            log.error("tls_files_unusable error=%s: the certificate of before stays in use", error)
+            log.error("tls_files_unusable error=%s (the certificate of before stays in use)", error)
             return False
         log.info("tls_reloaded cert_file=%s", self._settings.cert_file)
         return True
@@ -209,6 +209,6 @@ def _warn_if_out_of_time(key: str, file: str) -> None:
         return  # OpenSSL takes it and decides; this reader is stricter
     now = datetime.now(UTC)
     if now > certificate.not_valid_after_utc:
-        log.warning("tls_certificate_expired %s: %s: on %s", key, file, certificate.not_valid_after_utc.isoformat())
+        log.warning("tls_certificate_expired key=%s file=%s at=%s", key, file, certificate.not_valid_after_utc)
     elif now < certificate.not_valid_before_utc:
-        log.warning("tls_certificate_not_yet_valid %s: %s: from %s", key, file, certificate.not_valid_before_utc)
+        log.warning("tls_certificate_not_yet_valid key=%s file=%s at=%s", key, file, certificate.not_valid_before_utc)

@@ -1,0 +1,138 @@
+"""TLS towards participants: who is trusted, what is shown, and what a step is told when it cannot be spoken."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from rpc.settings import ServiceSettings, ServiceTls
+from saga.ports import Answer, Outcome
+from tests.rpc.calling import calling, step
+from tests.support.certificates import certificate
+from tests.support.participants import Codec, Flavour, Participant, participant
+
+BOTH: tuple[Flavour, Flavour] = ("grpclib", "grpcio")
+
+
+def settings(shop: Participant, tls: ServiceTls | None, codec: Codec | None = None) -> ServiceSettings:
+    return ServiceSettings(host=shop.host, port=shop.port, codec=codec or shop.codec, tls=tls)
+
+
+def done(answer: Answer) -> bool:
+    return answer.outcome is Outcome.DONE and answer.response is not None and answer.response["ok"] is True
+
+
+async def answer_of(services: dict[str, ServiceSettings], service: str = "shop") -> Answer:
+    with trio.fail_after(20):
+        async with calling(services) as caller:
+            return await caller.call(step(service=service))
+
+
+def told(answer: Answer) -> str:
+    """The message of an attempt that was not made."""
+    assert (answer.outcome, answer.code) == (Outcome.NOT_DONE, "UNAVAILABLE")
+    assert answer.message is not None
+    return answer.message
+
+
+@pytest.mark.parametrize("flavour", BOTH)
+async def test_a_participant_is_called_over_tls_if_its_authority_is_the_one_named(
+    flavour: Flavour, tmp_path: Path
+) -> None:
+    shown, other = certificate(tmp_path), certificate(tmp_path, by="other", called="other")
+    with participant(flavour, certificate=shown) as shop:
+        assert done(await answer_of({"shop": settings(shop, ServiceTls(ca_file=shown.ca_file))}))
+        for tls in (ServiceTls(ca_file=other.ca_file), ServiceTls()):
+            message = told(await answer_of({"shop": settings(shop, tls)}))
+            assert "TLS: its certificate is not accepted: unable to get local issuer certificate" in message
+            assert f"127.0.0.1:{shop.port}" in message
+        assert len(shop.calls()) == 1
+
+
+@pytest.mark.parametrize("flavour", BOTH)
+async def test_the_certificate_has_to_carry_the_host_or_the_name_that_is_configured(
+    flavour: Flavour, tmp_path: Path
+) -> None:
+    shown = certificate(tmp_path, "shop.internal")
+    with participant(flavour, certificate=shown) as shop:
+        services = {
+            "shop": settings(shop, ServiceTls(ca_file=shown.ca_file, server_name="shop.internal")),
+            "wrong": settings(shop, ServiceTls(ca_file=shown.ca_file, server_name="stock.internal")),
+            "host": settings(shop, ServiceTls(ca_file=shown.ca_file)),
+        }
+        assert done(await answer_of(services))
+        assert "not valid for 'stock.internal'" in told(await answer_of(services, "wrong"))
+        assert "not valid for '127.0.0.1'" in told(await answer_of(services, "host"))
+        assert len(shop.calls()) == 1
+
+
+@pytest.mark.parametrize("codec", ["protobuf", "json"])
+async def test_an_expired_certificate_is_not_accepted(codec: Codec, tmp_path: Path) -> None:
+    shown = certificate(tmp_path, expired=True)
+    with participant("grpclib", codec=codec, certificate=shown) as shop:
+        message = told(await answer_of({"shop": settings(shop, ServiceTls(ca_file=shown.ca_file))}))
+        assert "TLS: its certificate is not accepted: certificate has expired" in message
+        assert shop.calls() == []
+
+
+@pytest.mark.parametrize(("flavour", "codec"), [("grpclib", "protobuf"), ("grpclib", "json"), ("grpcio", "protobuf")])
+async def test_a_participant_that_wants_a_certificate_is_shown_ours(
+    flavour: Flavour, codec: Codec, tmp_path: Path
+) -> None:
+    shown = certificate(tmp_path)
+    good, bad = certificate(tmp_path, called="good"), certificate(tmp_path, by="other", called="bad")
+    with participant(flavour, codec=codec, certificate=shown, client_ca_file=shown.ca_file) as shop:
+        ours = ServiceTls(ca_file=shown.ca_file, cert_file=good.cert_file, key_file=good.key_file)
+        assert done(await answer_of({"shop": settings(shop, ours)}))
+        none = ServiceTls(ca_file=shown.ca_file)
+        not_theirs = ServiceTls(ca_file=shown.ca_file, cert_file=bad.cert_file, key_file=bad.key_file)
+        for tls in (none, not_theirs):
+            message = told(await answer_of({"shop": settings(shop, tls)}))
+            assert f"127.0.0.1:{shop.port}" in message
+            assert "closed the connection right after the TLS handshake" in message
+            assert "certificate" in message
+        assert len(shop.calls()) == 1
+
+
+@pytest.mark.parametrize("codec", ["protobuf", "json"])
+@pytest.mark.parametrize("flavour", BOTH)
+async def test_a_participant_without_tls_is_not_spoken_to_in_the_clear(flavour: Flavour, codec: Codec) -> None:
+    with participant(flavour, codec="protobuf") as shop:
+        message = told(await answer_of({"shop": settings(shop, ServiceTls(), codec)}))
+        assert "TLS: it does not speak TLS" in message
+        assert shop.calls() == []
+
+
+async def test_a_participant_with_tls_that_is_called_without_is_not_done(tmp_path: Path) -> None:
+    with participant("grpclib", certificate=certificate(tmp_path)) as shop:
+        assert (await answer_of({"shop": settings(shop, None)})).outcome is Outcome.NOT_DONE
+        assert shop.calls() == []
+
+
+async def test_new_files_are_used_from_the_next_connection_on_and_bad_ones_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown, stranger = certificate(tmp_path), certificate(tmp_path, by="other", called="stranger")
+    ca_file = tmp_path / "used-ca.pem"
+    ca_file.write_bytes(Path(stranger.ca_file).read_bytes())
+
+    def replace(content: bytes) -> None:
+        new = tmp_path / "new.pem"
+        new.write_bytes(content)
+        os.replace(new, ca_file)
+
+    with participant("grpclib", codec="json", certificate=shown) as shop:
+        async with calling({"shop": settings(shop, ServiceTls(ca_file=str(ca_file)))}) as caller:
+            assert "not accepted" in told(await caller.call(step()))
+            replace(Path(shown.ca_file).read_bytes())
+            assert done(await caller.call(step()))
+            shop.restart()
+            replace(b"no certificate")
+            with trio.fail_after(10):
+                # Until the end of the old connection is seen, a call on it is in doubt.
+                while not done(await caller.call(step())):
+                    pass
+            assert "rpc.tls_files_unusable" in caplog.text
