@@ -33,7 +33,8 @@ been, as gRPC clients do. grpc servers count a stream a moment longer than their
 refuses calls that are within its limit; each of them would else cost the step an attempt and its backoff."""
 
 GOODBYE_SECS = 0.25
-"""How long a connection that we close waits for the peer's half of TLS's goodbye. A guess; grpc servers wait for the end of ours."""
+"""How long a connection that we close waits for the peer's half of TLS's goodbye. A guess, and short: grpc servers say
+nothing then."""
 
 _PAUSE_AFTER_REFUSAL_SECS = 0.01
 """A guess at that moment."""

@@ -143,8 +143,9 @@ def _describe(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS: its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        reason = (error.reason or str(error)).replace("_", " ").lower()
-        return f"TLS: it does not speak TLS ({reason})" if error.reason in NO_TLS else f"TLS: {reason}"
+        reason: str = getattr(error, "reason", None) or str(error)  # only those OpenSSL has raised have one
+        words = reason.replace("_", " ").lower()
+        return f"TLS: it does not speak TLS ({words})" if reason in NO_TLS else f"TLS: {words}"
     if isinstance(error, GRPCError):
         return f"{error.status.name}: {error.message or 'no message'}"
     if isinstance(error, TimeoutError) and not str(error):

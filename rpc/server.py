@@ -34,8 +34,9 @@ from rpc.draining import DrainingServer
 from rpc.handshakes import Context
 from rpc.inbound import receive
 from rpc.server_errors import ShuttingDown, failure
+from saga.access import NOBODY, Authenticator, Permission, Principal, require, single_authorization
 from saga.drain import Drain
-from saga.errors import Detail, SagaError, Unavailable
+from saga.errors import Detail, SagaError, TokenExpired, Unavailable
 from saga.log_fields import about
 from saga.meter import Meter
 from saga.model import SagaStatus
@@ -61,6 +62,20 @@ STOP_SECS = 5.0
 OUR_FAULT = frozenset({Status.UNKNOWN, Status.INTERNAL, Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.DATA_LOSS})
 """Statuses with which a call of ours has failed in the eyes of a trace; the others tell the caller something."""
 
+PERMISSIONS: Mapping[str, Permission] = {
+    "StartSaga": Permission.WRITE_SAGAS,
+    "GetSaga": Permission.READ_SAGAS,
+    "ListSagas": Permission.READ_SAGAS,
+    "CancelSaga": Permission.WRITE_SAGAS,
+    "RetryCompensation": Permission.WRITE_SAGAS,
+    "WatchSaga": Permission.READ_SAGAS,
+    "RegisterWorkflow": Permission.WRITE_WORKFLOWS,
+    "ListWorkflows": Permission.READ_WORKFLOWS,
+    "GetWorkflow": Permission.READ_WORKFLOWS,
+}
+"""What each method asks of its caller. Health and reflection are open: the one is what probes read, the other says no
+more than `/openapi.json`."""
+
 M = TypeVar("M", bound=Message)
 
 
@@ -68,6 +83,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """What the metadata of a call says."""
 
     request_id: str
+    principal: Principal = NOBODY
     idempotency_key: str | None
     traceparent: str | None
     tracestate: str | None = None
@@ -77,8 +93,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 class Servicer(SagaServiceBase):
     """`k1s0.system.saga.v1.SagaService`."""
 
-    def __init__(self, service: SagaService, drain: Drain, meter: Meter, tracer: Tracer) -> None:
+    def __init__(
+        self, service: SagaService, authenticator: Authenticator, drain: Drain, meter: Meter, tracer: Tracer
+    ) -> None:
         self._service = service
+        self._authenticator = authenticator
         self._tracer = tracer
         self._drain = drain
         self._meter = meter
@@ -114,7 +133,7 @@ class Servicer(SagaServiceBase):
         async def states(caller: Caller) -> None:
             request = await receive(stream, pb.WatchSagaRequest, self._max_bytes)
             with self._service.watch(request.saga_id) as watch:
-                while (state := await call_trio(self._next_state, watch)) is not None:
+                while (state := await call_trio(self._next_state, watch, caller.principal)) is not None:
                     if not stream._send_initial_metadata_done:
                         await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
                     await stream.send_message(pb.WatchSagaResponse(saga=state))
@@ -158,7 +177,7 @@ class Servicer(SagaServiceBase):
         started = time.perf_counter()
         status = Status.CANCELLED  # what it is when the client went away, or its deadline passed, on the way
         try:
-            await answer(caller)
+            await answer(msgspec.structs.replace(caller, principal=await self._permitted(stream, method)))
             status = Status.OK
         except StreamTerminatedError:
             raise  # nobody is there to be told
@@ -167,6 +186,8 @@ class Servicer(SagaServiceBase):
             status = told.status
             if status is Status.INTERNAL:
                 log.exception("grpc_error method=%s request_id=%s", method, caller.request_id)
+            elif status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED):
+                log.info("access_refused method=%s request_id=%s reason=%s", method, caller.request_id, error)
             elif isinstance(error, Unavailable):
                 log.warning("grpc_unavailable method=%s request_id=%s error=%s", method, caller.request_id, error)
             await stream.send_trailing_metadata(
@@ -184,6 +205,17 @@ class Servicer(SagaServiceBase):
             )
             if caller.span is not None:
                 _end_span(caller.span, method, status, seconds, caller.request_id)
+
+    async def _permitted(self, stream: Stream[Any, Any], method: str) -> Principal:
+        """Who calls, if they may; asked before their message is read. A method nobody declared anything about is ours
+        to mend, and works for nobody."""
+        permission = PERMISSIONS[method]
+        authorization = single_authorization(_all(stream.metadata, "authorization"))
+        principal = self._authenticator.recognized(authorization)
+        if principal is None:
+            principal = await call_trio(self._authenticator.authenticate, authorization)
+        require(principal, permission)
+        return principal
 
     # --- what each method does, on Trio -------------------------------------------------------------------------------
 
@@ -216,9 +248,9 @@ class Servicer(SagaServiceBase):
         if not (math.isfinite(wait_secs) and 0 <= wait_secs <= MAX_WAIT_SECS):
             message = f"expected a number from 0 to {MAX_WAIT_SECS:g}"
             wire.refuse_if_faulty([Detail(field="wait_secs", reason="out_of_range", message=message)])
-        with self._drain.ends_early() as scope:
+        with self._drain.ends_early() as stop, trio.move_on_at(caller.principal.ends_at) as expiry:
             detail = await self._service.get(request.saga_id, wait_secs=wait_secs)
-        if scope.cancelled_caught:
+        if stop.cancelled_caught or expiry.cancelled_caught:
             detail = await self._service.get(request.saga_id)
         return pb.GetSagaResponse(
             saga=wire.saga_state(detail.saga), step_logs=[wire.step_log(entry) for entry in detail.step_logs]
@@ -286,10 +318,12 @@ class Servicer(SagaServiceBase):
             workflow=wire.workflow_summary(workflow), definition=wire.workflow_definition(workflow)
         )
 
-    async def _next_state(self, watch: Watch) -> pb.SagaStateProto | None:
-        with self._drain.ends_early() as scope:
+    async def _next_state(self, watch: Watch, principal: Principal) -> pb.SagaStateProto | None:
+        with self._drain.ends_early() as stop, trio.move_on_at(principal.ends_at) as expiry:
             saga = await watch.next()
-        if scope.cancelled_caught:
+        if expiry.cancelled_caught:
+            raise TokenExpired
+        if stop.cancelled_caught:
             raise ShuttingDown("the server is shutting down; watch again")
         return None if saga is None else wire.saga_state(saga)
 
@@ -303,6 +337,11 @@ def _end_span(span: RequestSpan, method: str, status: Status, seconds: float, kn
         "saga.request_id": known_as,
     }
     span.end(called, seconds, attributes, status.name if status in OUR_FAULT else None)
+
+
+def _all(metadata: Any, name: str) -> list[str]:
+    """Every value of a key, in order."""
+    return [] if metadata is None else [value for value in metadata.getall(name, ()) if isinstance(value, str)]
 
 
 def _text(value: object) -> str | None:
@@ -332,6 +371,7 @@ async def serve_grpc(
     host: str,
     port: int,
     *,
+    authenticator: Authenticator,
     drain: Drain,
     meter: Meter | None = None,
     tracer: Tracer | None = None,
@@ -343,7 +383,7 @@ async def serve_grpc(
 
     Leaving the block without `GrpcFront.drain` cuts running calls off.
     """
-    servicer = Servicer(service, drain, meter or Meter(), tracer or Tracer())
+    servicer = Servicer(service, authenticator, drain, meter or Meter(), tracer or Tracer())
     front = await run_aio(_start(servicer, service, host, port, reuse_port, tls))
     try:
         yield front

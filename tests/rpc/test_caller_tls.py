@@ -117,20 +117,21 @@ async def test_new_files_are_used_from_the_next_connection_on_and_bad_ones_are_n
 ) -> None:
     shown, stranger = certificate(tmp_path), certificate(tmp_path, by="other", called="stranger")
     ca_file = tmp_path / "used-ca.pem"
-    ca_file.write_bytes(Path(stranger.ca_file).read_bytes())
 
-    def replace(content: bytes) -> None:
+    def replace(source: str | None) -> None:
+        content = b"no certificate" if source is None else Path(source).read_bytes()
         new = tmp_path / "new.pem"
         new.write_bytes(content)
         os.replace(new, ca_file)
 
+    replace(stranger.ca_file)
     with participant("grpclib", codec="json", certificate=shown) as shop:
         async with calling({"shop": settings(shop, ServiceTls(ca_file=str(ca_file)))}) as caller:
             assert "not accepted" in told(await caller.call(step()))
-            replace(Path(shown.ca_file).read_bytes())
+            replace(shown.ca_file)
             assert done(await caller.call(step()))
             shop.restart()
-            replace(b"no certificate")
+            replace(None)
             with trio.fail_after(10):
                 # Until the end of the old connection is seen, a call on it is in doubt.
                 while not done(await caller.call(step())):
