@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from saga.errors import PermissionDenied, TokenInvalid
+from saga.errors import MissingToken, PermissionDenied, TokenInvalid
 
 
 class Role(enum.StrEnum):
@@ -70,9 +70,15 @@ ANONYMOUS = Principal(subject="anonymous", is_unrestricted=True)
 """Everybody, where the configuration has no `auth` section."""
 
 
+NOBODY = Principal(subject="nobody")
+"""Who was not asked for a token, as on what is open to all."""
+
+
 def require(principal: Principal, permission: Permission) -> None:
-    """Returns if `principal` may; `PermissionDenied` names what is missing."""
+    """Returns if `principal` may; `PermissionDenied` names what is missing. `MissingToken`: it is `NOBODY`."""
     if not principal.may(permission):
+        if principal is NOBODY:
+            raise MissingToken
         raise PermissionDenied(f"none of the roles in the token may {permission}")
 
 
@@ -91,9 +97,11 @@ class Authenticator(Protocol):
 
         Never waits, so that a busy client's calls pay for its token once.
         """
+        ...
 
     async def authenticate(self, authorization: str | None) -> Principal:
         """The principal. `MissingToken`, `TokenInvalid`, `TokenExpired`; `Unavailable`: it cannot be told now."""
+        ...
 
 
 class OpenAccess:

@@ -25,6 +25,7 @@ from bridge import open_loop
 from rpc.caller import GrpcStepCaller
 from rpc.reflection import catalog_from_descriptor_set
 from rpc.server import serve_grpc
+from saga.access import Authenticator, OpenAccess
 from saga.catalog import Catalog
 from saga.drain import Drain
 from saga.errors import Unavailable, WorkflowInvalid
@@ -38,7 +39,9 @@ from saga.watchers import Watchers
 from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 from server.config import Config, ConfigInvalid, KafkaConfig
 from server.errors import CannotStart
+from server.jwks import KeySet
 from server.tls import ServerContexts, TlsFilesInvalid, file_problems
+from server.tokens import TokenVerifier
 from server.version import product_version
 from store.errors import MigrationError, StoreInUse
 from store.instants import SystemClock
@@ -98,8 +101,6 @@ def check(config: Config, *, insecure: bool) -> None:
 def _refuse_what_is_not_there(config: Config) -> None:
     """Better no server than one that seems to check tokens or to encrypt and does not."""
     missing = []
-    if config.auth is not None:
-        missing.append("auth: this release does not verify tokens yet; remove the section and listen on loopback")
     missing += _missing_extra(config)
     missing += _unusable_descriptor_sets(config)
     missing += file_problems(config)
@@ -256,9 +257,12 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         _read_relay_counts(meter, relay)
     contexts = _contexts(config)
     shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
+    keys = None if config.auth is None else KeySet(config.auth.jwks_url, config.auth.jwks_cache_ttl_secs)
+    authenticator = _authenticator(config, keys)
     app = create_app(
         service,
         drain=drain,
+        authenticator=authenticator,
         meter=meter,
         tracer=tracer,
         version=product_version(),
@@ -285,6 +289,8 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             if contexts is not None:
                 workers.start_soon(contexts.run)
             await workers.start(supervisor.run)
+            if keys is not None:
+                await workers.start(keys.run)
             if relay is not None:
                 await workers.start(relay.run)
             if config.saga.retention_days > 0:
@@ -298,7 +304,17 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
                     rest_port = await doors.start(rest)
                 with _named("server.grpc_port", host, config.server.grpc_port):
                     grpc = await doors.start(
-                        partial(_serve_grpc, service, config, drain, meter, tracer, seat is not None, contexts)
+                        partial(
+                            _serve_grpc,
+                            service,
+                            authenticator,
+                            config,
+                            drain,
+                            meter,
+                            tracer,
+                            seat is not None,
+                            contexts,
+                        )
                     )
                 scheme = "http" if contexts is None else "https"
                 log.info("ready rest=%s://%s:%d grpc=%s:%d", scheme, host, rest_port, host, grpc)
@@ -346,6 +362,14 @@ def _contexts(config: Config) -> ServerContexts | None:
         raise CannotStart(str(error)) from error
 
 
+def _authenticator(config: Config, keys: KeySet | None) -> Authenticator:
+    if config.auth is None or keys is None:
+        return OpenAccess()
+    if not config.auth.is_key_source_safe:
+        log.warning("jwks_over_cleartext: whoever is between this server and its issuer can make tokens; use https")
+    return TokenVerifier(keys, issuer=config.auth.issuer, audience=config.auth.audience)
+
+
 def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float) -> Relay:
     settings = KafkaSettings(
         brokers=kafka.brokers,
@@ -368,6 +392,7 @@ def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: f
 
 async def _serve_grpc(
     service: SagaService,
+    authenticator: Authenticator,
     config: Config,
     drain: Drain,
     meter: Meter,
@@ -379,7 +404,15 @@ async def _serve_grpc(
     host, port = config.server.host, config.server.grpc_port
     tls = None if contexts is None else contexts.grpc
     async with serve_grpc(
-        service, host, port, drain=drain, meter=meter, tracer=tracer, reuse_port=reuse_port, tls=tls
+        service,
+        host,
+        port,
+        authenticator=authenticator,
+        drain=drain,
+        meter=meter,
+        tracer=tracer,
+        reuse_port=reuse_port,
+        tls=tls,
     ) as front:
         task_status.started(front.port)
         await drain.wait()

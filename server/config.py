@@ -125,12 +125,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_loopback(self) -> bool:
         """Only this machine can reach it."""
-        if self.host.lower() == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.host)
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class SslMode(enum.StrEnum):
@@ -256,6 +260,12 @@ class AuthConfig(msgspec.Struct, frozen=True, kw_only=True):
     issuer: str
     audience: str
     jwks_cache_ttl_secs: float = 600.0
+
+    @property
+    def is_key_source_safe(self) -> bool:
+        """Nobody on the way can put keys of their own among the issuer's."""
+        url = urlsplit(self.jwks_url)
+        return url.scheme.lower() == "https" or _is_loopback(url.hostname or "")
 
 
 class LogLevel(enum.StrEnum):

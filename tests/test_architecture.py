@@ -45,6 +45,7 @@ FOREIGN_TO_SAGA = {
 """Databases, networks, frameworks and the other event loop: the domain knows none of them."""
 
 PURE = [
+    "access",
     "errors",
     "expressions",
     "mapping",

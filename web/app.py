@@ -15,29 +15,39 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
+from saga.access import Authenticator, Permission
 from saga.drain import Drain
 from saga.errors import Invalid, NotFound, SagaError
 from saga.service import SagaService
 from saga.tracing import Tracer
 from web.api import Api, Check, Operation, answer, error_reply
-from web.door import REQUEST_ID, ROUTE, SPAN, Door
+from web.door import PRINCIPAL, REQUEST_ID, ROUTE, SPAN, Door
 from web.errors import MethodNotAllowed
 from web.exchange import Reply, Request, headers_by_name
 from web.metrics import CONTENT_TYPE, PrometheusMeter
 from web.openapi import openapi
-from web.pages import add_pages
+from web.pages import PAGES, add_pages
 from web.shared_metrics import SharedMetrics
 from web.shield_last import shield_last
+from web.sign_in import SIGN_IN, add_sign_in
 
 COUNT_SECS = 2.0
 """How long a scrape waits for the store to count open sagas."""
 COUNT_KEPT_SECS = 5.0
 """How long that count is used again: anyone may scrape, and it reads an index from end to end."""
 
+DOCUMENTS: Mapping[str, Permission] = {
+    "openapi_json": Permission.OPEN,
+    "metrics": Permission.OPEN,
+    "static": Permission.OPEN,
+}
+"""The routes, by endpoint, that are neither operations nor pages (spec section 9)."""
+
 
 def create_app(
     service: SagaService,
     *,
+    authenticator: Authenticator,
     drain: Drain,
     version: str,
     meter: PrometheusMeter | None = None,
@@ -47,9 +57,9 @@ def create_app(
 ) -> QuartTrio:
     """The application; serve it with `serving.serve_rest`.
 
-    `drain`: begun by whoever stops the process, ends long polls. `optional_checks`: parts (by name) whose failure makes
-    `/readyz` say degraded. Without `meter` the application has one of its own; with `shared_metrics` it tells of other
-    workers' too.
+    `authenticator`: tells who asks. `drain`: begun by whoever stops the process, ends long polls. `optional_checks`:
+    parts (by name) whose failure makes `/readyz` say degraded. Without `meter` the application has one of its own; with
+    `shared_metrics` it tells of other workers' too.
     """
     meter = meter or PrometheusMeter()
     api = Api(service, drain, optional_checks or {})
@@ -66,11 +76,14 @@ def create_app(
             methods=[operation.method],
         )
     app.before_request(_note_route)
+    access = {operation.name: operation.permission for operation in api.operations}
+    add_sign_in(app, authenticator, {**access, **DOCUMENTS, **PAGES, **SIGN_IN}, PAGES)
     _add_documents(app, service, api, meter, shared_metrics, version)
     add_pages(app, service)
     app.register_error_handler(Exception, _on_error)
     inner = cast(Any, app.asgi_app)
-    app.asgi_app = shield_last(Door(inner, api, meter, tracer or Tracer(), drain, service.max_payload_bytes))  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
+    door = Door(inner, api, authenticator, meter, tracer or Tracer(), drain, service.max_payload_bytes)
+    app.asgi_app = shield_last(door)  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
     return app
 
 
@@ -91,6 +104,7 @@ def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
             headers=headers_by_name(scope["headers"]),
             body=cast(bytes, await quart.request.get_data()),
             request_id=scope[REQUEST_ID],
+            principal=scope[PRINCIPAL],
             span=scope[SPAN],
         )
         return _response(await answer(operation, request))

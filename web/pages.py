@@ -1,11 +1,12 @@
 """Two pages for people: the sagas, and one saga as a timeline with the undo beside each step.
 
 Rendered on the server and read only; the one script reloads the page while a saga is on its way. What is shown comes
-from `SagaService` alone, through the same parsing as the API.
+from `SagaService` alone, through the same parsing as the API; who may see it is `sign_in.py`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from urllib.parse import urlencode
 
@@ -14,6 +15,7 @@ import quart
 from quart import Response
 from quart_trio import QuartTrio
 
+from saga.access import Permission
 from saga.errors import NotFound, RequestError
 from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog
@@ -23,14 +25,10 @@ from saga.workflow import Step
 from web import schema
 from web.errors import status_of
 from web.parsing import parse_query
+from web.sign_in import PAGE_HEADERS
 
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self';"
-    " base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+PAGES: Mapping[str, Permission] = {"sagas_page": Permission.READ_SAGAS, "saga_page": Permission.READ_SAGAS}
+"""What each page, by its endpoint, asks of its reader."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import trio
 
+from saga.access import Authenticator, OpenAccess
 from tests.support.orchestrator import House, orchestrator
 from web.app import create_app
 from web.metrics import PrometheusMeter
@@ -42,10 +43,18 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(max_payload_bytes: int = 1 << 20, grace_secs: float = 5.0) -> AsyncIterator[Site]:
+async def open_site(
+    max_payload_bytes: int = 1 << 20, grace_secs: float = 5.0, authenticator: Authenticator | None = None
+) -> AsyncIterator[Site]:
     meter = PrometheusMeter()
     async with orchestrator(meter, max_payload_bytes) as house, trio.open_nursery() as nursery:
-        app = create_app(house.service, drain=house.drain, version="1.2.3", meter=meter)
+        app = create_app(
+            house.service,
+            authenticator=authenticator or OpenAccess(),
+            drain=house.drain,
+            version="1.2.3",
+            meter=meter,
+        )
         started: list[Site] = []
 
         async def serve(task_status: trio.TaskStatus[int]) -> None:

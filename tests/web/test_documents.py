@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 
+from saga.access import OpenAccess
 from saga.errors import Unavailable
 from saga.model import SagaStatus, StepAction
 from tests.support.orchestrator import HANGS, REFUSED, orchestrator
@@ -60,7 +61,13 @@ async def test_readyz_is_degraded_when_an_optional_part_fails() -> None:
         raise Unavailable("no broker")
 
     async with orchestrator() as house, trio.open_nursery() as nursery:
-        app = create_app(house.service, drain=house.drain, version="1", optional_checks={"kafka": kafka})
+        app = create_app(
+            house.service,
+            authenticator=OpenAccess(),
+            drain=house.drain,
+            version="1",
+            optional_checks={"kafka": kafka},
+        )
         answer = await app.test_client().get("/readyz")
         body = await answer.get_json()
         assert (answer.status_code, body["status"]) == (200, "degraded")
@@ -149,7 +156,7 @@ async def test_openapi_describes_every_call_with_its_types_and_errors(site: Site
         ("get", "/readyz"),
     }
     start = document["paths"]["/api/v1/sagas"]["post"]
-    assert set(start["responses"]) == {"201", "400", "404", "409", "413", "500", "503"}
+    assert set(start["responses"]) == {"201", "400", "401", "403", "404", "409", "413", "500", "503"}
     body = document["components"]["schemas"]["StartSagaBody"]
     assert body["required"] == ["workflow_name"]
     assert set(body["properties"]) == {"workflow_name", "payload", "correlation_id", "initiated_by"}

@@ -12,6 +12,7 @@ import hypercorn.trio.run
 import pytest
 import trio
 
+from saga.access import OpenAccess
 from saga.drain import Drain
 from tests.support.orchestrator import HANGS
 from tests.web.conftest import Site, open_site
@@ -245,14 +246,14 @@ async def test_the_guard_is_what_hypercorn_serves_with(site: Site) -> None:
 
 
 async def test_a_port_that_is_taken_is_an_os_error(site: Site) -> None:
-    app = create_app(site.house.service, drain=Drain(), version="1")
+    app = create_app(site.house.service, authenticator=OpenAccess(), drain=Drain(), version="1")
     with pytest.raises(OSError, match=r"(?i)in use") as caught:
         await serve_rest(app, "127.0.0.1", site.port, shutdown_trigger=trio.sleep_forever)
     assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_two_servers_share_a_port_when_told_to_and_ipv6_is_served(site: Site) -> None:
-    app = create_app(site.house.service, drain=Drain(), version="1")
+    app = create_app(site.house.service, authenticator=OpenAccess(), drain=Drain(), version="1")
     async with trio.open_nursery() as nursery:
 
         async def serve(host: str, port: int, task_status: trio.TaskStatus[int]) -> None:
