@@ -12,6 +12,7 @@ from datetime import datetime
 
 import msgspec
 
+from saga.access import Principal
 from saga.model import Json
 
 
@@ -50,9 +51,34 @@ class Requester(msgspec.Struct, frozen=True, kw_only=True):
     address: str | None = None
     request_id: str | None = None
 
+    @property
+    def is_identified(self) -> bool:
+        """A client was told from others: without access control nobody has a role, with it nobody without one may
+        change anything."""
+        return bool(self.roles)
+
 
 IN_PROCESS = Requester(principal="server", door=Door.PROCESS)
 """This process itself, which no client has asked."""
+
+MAX_TEXT = 255
+"""Characters kept of what a token or a peer says of itself. As wide as the names of sagas."""
+
+
+def requester(principal: Principal, door: Door, *, address: str | None, request_id: str) -> Requester:
+    """Who asks, in words that any database takes."""
+    return Requester(
+        principal=_kept(principal.subject),
+        door=door,
+        roles=tuple(sorted(role.value for role in principal.roles)),
+        address=None if address is None else _kept(address),
+        request_id=request_id,
+    )
+
+
+def _kept(text: str) -> str:
+    text = text[:MAX_TEXT]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 class NewAuditEntry(msgspec.Struct, frozen=True, kw_only=True):
