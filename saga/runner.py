@@ -230,7 +230,9 @@ class SagaRun:
             answer = Answer(
                 outcome=Outcome.UNKNOWN, code="DEADLINE_EXCEEDED", message=f"no answer within {step.timeout_secs:g} s"
             )
-        self._engine.meter.attempt_made(command.action, "CANCELLED" if answer is None else answer.code, now - began)
+        code = "CANCELLED" if answer is None else answer.code
+        method = step.method_of(command.action)
+        self._engine.meter.attempt_made(command.action, step.service, method, code, now - began)
         return answer
 
     def _stopped_forward(self, cut: Cut | None) -> Fact:
@@ -248,6 +250,8 @@ class SagaRun:
         sent = trio.current_time()
         record, recorded = await self._write(fact)
         before, saga = self.saga, recorded.saga
+        for entry in record.logs:
+            engine.meter.step_ended(saga.workflow_name, entry.action, entry.status)
         if not before.status.is_terminal and saga.status.is_terminal:
             lasted = (saga.updated_at - saga.created_at).total_seconds()
             engine.meter.saga_ended(saga.workflow_name, saga.status, lasted)

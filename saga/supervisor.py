@@ -88,14 +88,19 @@ class Supervisor:
         return len(self._runs)
 
     @property
+    def holds_lease(self) -> bool:
+        """Whether this worker may run sagas: it has its lease, and the lease has not ended."""
+        # The clock is asked too: after this process was held up, the lease may be over before its loop has noticed.
+        return self._holds_lease and trio.current_time() < self._lease_ends
+
+    @property
     def room(self) -> int:
         """Places that are free."""
         return self._limits.max_concurrent - len(self._runs) - self._reserved
 
     @property
     def _may_take_more(self) -> bool:
-        # The clock is asked too: after this process was held up, the lease may be over before its loop has noticed.
-        return self._holds_lease and trio.current_time() < self._lease_ends and not self.is_draining
+        return self.holds_lease and not self.is_draining
 
     # --- what the service calls --------------------------------------------------------------------------------------
 
@@ -200,6 +205,7 @@ class Supervisor:
         while True:
             try:
                 freed = await self._engine.store.release_expired_workers()
+                self._engine.meter.sagas_freed(freed)
                 if freed:
                     log.info("sagas_freed count=%d", freed)
                 now = trio.current_time()
@@ -250,6 +256,7 @@ class Supervisor:
                 due = now + lease_secs / 3
                 continue
             log.error("lease_lost worker_id=%s sagas=%d", self.worker_id, len(self._runs))
+            self._engine.meter.worker_lease_lost()
             self._holds_lease = False
             for run in self._runs.values():
                 run.scope.cancel()
@@ -266,7 +273,9 @@ class Supervisor:
             try:
                 if trio.current_time() >= next_sweep:
                     next_sweep = trio.current_time() + POLL_SECS
-                    self._backlog |= await self._engine.store.release_expired_workers() > 0
+                    freed = await self._engine.store.release_expired_workers()
+                    self._engine.meter.sagas_freed(freed)
+                    self._backlog |= freed > 0
                     await self._release_what_nobody_runs()
                     await self._pass_on_cancel_requests()
                     claimed = await self.claim_once()
@@ -324,6 +333,7 @@ class Supervisor:
         try:
             claimed = await self._engine.store.claim_due_sagas(self.worker_id, room)
             asked = True
+            self._engine.meter.sagas_claimed(len(claimed))
             self._backlog |= len(claimed) == room
             for number, one in enumerate(claimed):
                 if self._runs_already(one.saga):

@@ -204,9 +204,12 @@ class PostgresStore:
         self._relay_link = _Link(dsn, _WRITER_SESSION)
         self.outbox = PostgresOutbox(self._relay_link, self._now)
         self._move_links = [_Link(dsn, _WRITER_SESSION) for _ in range(MOVE_LANES)]
-        self._creations: Lane[CreateRow, Created] = Lane(self._write_creations, key_of=lambda row: row.new.saga_id)
+        self._creations: Lane[CreateRow, Created] = Lane(
+            self._write_creations, key_of=lambda row: row.new.saga_id, name="creations"
+        )
         self._moves: list[Lane[MoveRow, Recorded]] = [
-            Lane(self._move_writer(link), key_of=lambda row: row.record.before.saga_id) for link in self._move_links
+            Lane(self._move_writer(link), key_of=lambda row: row.record.before.saga_id, name="moves")
+            for link in self._move_links
         ]
 
     @property
