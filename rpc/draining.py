@@ -16,7 +16,9 @@ from typing import Any
 from grpclib.const import Status
 from grpclib.protocol import H2Protocol, Stream
 from grpclib.server import Handler, Server
+from h2.errors import ErrorCodes
 
+from rpc.guarded_h2 import NEEDED, GuardedH2Protocol
 from rpc.handshakes import Context, Handshakes
 
 LAST_REPLY_SECS = 0.1
@@ -43,7 +45,10 @@ class _RefusingHandler(Handler):
         self._endless: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
 
     def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]) -> None:
-        if self.refusing:
+        if not dict(headers).keys() >= NEEDED:
+            stream.reset_nowait(ErrorCodes.PROTOCOL_ERROR)
+            release_stream()
+        elif self.refusing:
             # Kept with the other tasks: a reset of the stream looks for it there.
             self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream))
         else:
@@ -82,7 +87,7 @@ class DrainingServer(Server):
         handler = _RefusingHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
         handler.refusing = self._refusing  # a connection may still come out of the backlog while we drain
         self._handlers.add(handler)
-        protocol = H2Protocol(handler, self._config, self._h2_config)
+        protocol = GuardedH2Protocol(handler, self._config, self._h2_config)
         self._protocols.add(protocol)
         return protocol
 

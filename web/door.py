@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from saga.access import NOBODY, Authenticator, Principal, single_authorization
 from saga.drain import Drain
-from saga.errors import Invalid, RequestError, Unavailable
+from saga.errors import Detail, Invalid, RequestError, Unavailable
 from saga.log_fields import about
 from saga.meter import Meter
 from saga.request_id import request_id
@@ -73,6 +74,9 @@ class Door:
         self._get_prefix = self._get.path.partition("{")[0]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # there are none; hypercorn answers 403
+            return
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
@@ -133,6 +137,7 @@ class Door:
         # HTTP/2 has no such header, and forbids it; there the stream alone ends.
         closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
         try:
+            scope["path"] = _path(scope["path"])
             try:
                 principal = scope[PRINCIPAL] = await self._principal(scope["path"], headers)
             except (RequestError, Unavailable) as error:
@@ -183,6 +188,19 @@ class Door:
             return NOBODY
         authorization = single_authorization(headers.get("authorization", ()))
         return self._authenticator.recognized(authorization) or await self._authenticator.authenticate(authorization)
+
+
+def _path(target: str) -> str:
+    """The path of a request's target, which may be a whole URL: what is decided by it must be what is routed by it.
+    `Invalid`: it is no URL."""
+    if target.startswith("/"):
+        return target
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        message = "expected a path or a URL as the target of the request"
+        raise Invalid(message, (Detail(field="", reason="malformed", message=message),)) from None
+    return (parts.path or "/") if parts.scheme else target
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
