@@ -36,11 +36,12 @@ from rpc.inbound import receive
 from rpc.server_errors import ShuttingDown, failure
 from saga.access import NOBODY, Authenticator, Permission, Principal, require, single_authorization
 from saga.drain import Drain
-from saga.errors import Detail, SagaError, TokenExpired, Unavailable
+from saga.errors import Detail, TokenExpired, Unavailable
 from saga.log_fields import about
 from saga.meter import Meter
 from saga.model import SagaStatus
 from saga.ports import SagaFilter
+from saga.readiness import Readiness
 from saga.request_id import request_id
 from saga.request_span import RequestSpan
 from saga.service import MAX_WAIT_SECS, SagaService, StartSaga, Watch
@@ -375,16 +376,17 @@ async def serve_grpc(
     drain: Drain,
     meter: Meter | None = None,
     tracer: Tracer | None = None,
+    readiness: Readiness | None = None,
     reuse_port: bool = False,
     tls: Context | None = None,
 ) -> AsyncIterator[GrpcFront]:
     """Serves for as long as the block lasts; needs `bridge.open_loop()` around it. `OSError`: it cannot listen there.
-    `tls`: asked for the context of each new connection; None: cleartext.
+    `readiness`: what `grpc.health.v1` tells. `tls`: asked for the context of each new connection; None: cleartext.
 
     Leaving the block without `GrpcFront.drain` cuts running calls off.
     """
     servicer = Servicer(service, authenticator, drain, meter or Meter(), tracer or Tracer())
-    front = await run_aio(_start(servicer, service, host, port, reuse_port, tls))
+    front = await run_aio(_start(servicer, readiness or Readiness(service, drain), host, port, reuse_port, tls))
     try:
         yield front
     finally:
@@ -393,20 +395,16 @@ async def serve_grpc(
 
 
 async def _start(
-    servicer: Servicer, service: SagaService, host: str, port: int, reuse_port: bool, tls: Context | None
+    servicer: Servicer, readiness: Readiness, host: str, port: int, reuse_port: bool, tls: Context | None
 ) -> GrpcFront:
-    async def database_answers() -> bool:
-        try:
-            await call_trio(service.check_database)
-        except SagaError:
-            return False
-        return True
+    async def is_ready() -> bool:
+        return (await call_trio(readiness.report)).is_ready
 
     serving = ServiceStatus()
     serving.set(True)
-    database = ServiceCheck(database_answers, check_ttl=HEALTH_KEPT_SECS, check_timeout=HEALTH_CHECK_SECS)
-    await database.__check__()  # without a first answer a watcher would be told NOT_SERVING
-    checks = [serving, database]
+    ready = ServiceCheck(is_ready, check_ttl=HEALTH_KEPT_SECS, check_timeout=HEALTH_CHECK_SECS)
+    await ready.__check__()  # without a first answer a watcher would be told NOT_SERVING
+    checks = [serving, ready]
     server = DrainingServer(
         ServerReflection.extend([servicer, Health({servicer: checks, OVERALL: checks})]),
         codec=ProtoCodec(),

@@ -25,7 +25,7 @@ from saga.json_bounds import encode_within_bounds
 from saga.log_fields import note_saga
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog, UndoCorrection
-from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
+from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, SchemaState, Store, UndoDebt
 from saga.saga_id import canonical_saga_id
 from saga.supervisor import Supervisor
 from saga.tracing import TraceContext, Tracer, read_traceparent, read_tracestate, saga_span
@@ -374,9 +374,22 @@ class SagaService:
         """How many sagas are in each non-final state, in the whole store."""
         return await self._store.count_open()
 
+    async def undo_debt(self) -> Sequence[UndoDebt]:
+        """What the sagas of each workflow owe, in the whole store."""
+        return await self._store.undo_debt()
+
+    async def schema_state(self) -> SchemaState:
+        """How the tables stand to this release."""
+        return await self._store.schema_state()
+
     async def check_database(self) -> None:
         """Returns if the store answers; raises `Unavailable`."""
         await self._store.ping()
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether this worker may run sagas."""
+        return self._supervisor.holds_lease
 
     @property
     def is_draining(self) -> bool:

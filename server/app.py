@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import platform
 import random
 import signal
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -30,6 +32,7 @@ from saga.catalog import Catalog
 from saga.drain import Drain
 from saga.errors import Unavailable, WorkflowInvalid
 from saga.meter import Meter
+from saga.readiness import OK, Readiness
 from saga.retention import Retention
 from saga.runner import STORE_PAUSE_SECS, Engine
 from saga.service import SagaService
@@ -252,9 +255,17 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         tracer=tracer,
     )
     _read_counts(meter, supervisor, store)
+    meter.tell_build(
+        version=product_version(),
+        python=platform.python_version(),
+        store="postgres" if isinstance(store, PostgresStore) else "sqlite",
+    )
     relay = None if config.kafka is None else _relay_to(config.kafka, store, worker_id, config.saga.lease_secs)
     if relay is not None:
         _read_relay_counts(meter, relay)
+    # Sagas run without the broker: their events wait.
+    readiness = Readiness(service, drain, {} if relay is None else {"kafka": relay.check})
+    _read_readiness(meter, readiness)
     contexts = _contexts(config)
     shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
     keys = None if config.auth is None else KeySet(config.auth.jwks_url, config.auth.jwks_cache_ttl_secs)
@@ -266,8 +277,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         meter=meter,
         tracer=tracer,
         version=product_version(),
-        # Sagas run without the broker: their events wait.
-        optional_checks={} if relay is None else {"kafka": relay.check},
+        readiness=readiness,
         shared_metrics=shared,
     )
     host, grace_secs = config.server.host, config.saga.shutdown_grace_secs
@@ -298,7 +308,9 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             if shared is not None:
                 workers.start_soon(shared.run)
             with drain.ends_early():
-                await load_workflows(service, config.saga.workflow_dir)
+                loaded = await load_workflows(service, config.saga.workflow_dir)
+                readiness.rejected_workflow_files = len(loaded.rejected)
+            workers.start_soon(readiness.run)
             async with trio.open_nursery() as doors:
                 with _named("server.port", host, config.server.port):
                     rest_port = await doors.start(rest)
@@ -312,6 +324,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
                             drain,
                             meter,
                             tracer,
+                            readiness,
                             seat is not None,
                             contexts,
                         )
@@ -397,6 +410,7 @@ async def _serve_grpc(
     drain: Drain,
     meter: Meter,
     tracer: Tracer,
+    readiness: Readiness,
     reuse_port: bool,
     contexts: ServerContexts | None,
     task_status: trio.TaskStatus[int],
@@ -411,6 +425,7 @@ async def _serve_grpc(
         drain=drain,
         meter=meter,
         tracer=tracer,
+        readiness=readiness,
         reuse_port=reuse_port,
         tls=tls,
     ) as front:
@@ -457,10 +472,18 @@ def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
     return found
 
 
-async def load_workflows(service: SagaService, folder: Path) -> int:
-    """Registers the definitions in a folder, by file name; returns how many are good. A bad file is reported, line by
-    line, and the others still load."""
+class Loaded(NamedTuple):
+    """What came of a folder of workflows: how many files are good, and which are not."""
+
+    good: int
+    rejected: tuple[Path, ...]
+
+
+async def load_workflows(service: SagaService, folder: Path) -> Loaded:
+    """Registers the definitions in a folder, by file name. A bad file is reported, line by line, and the others still
+    load."""
     seen: dict[str, Path] = {}
+    rejected: list[Path] = []
     for file, text in await trio.to_thread.run_sync(_workflow_files, folder):
         try:
             if isinstance(text, OSError):
@@ -471,17 +494,20 @@ async def load_workflows(service: SagaService, folder: Path) -> int:
                 log.error(
                     "workflow_rejected problem=%s", f"{file}: name: workflow {name} is defined in {seen[name]} too"
                 )
+                rejected.append(file)
                 continue
             await _registered(service, text)
         except WorkflowInvalid as invalid:
             for detail in invalid.details:
                 log.error("workflow_rejected problem=%s", format_detail(file, detail))
+            rejected.append(file)
         except OSError as error:
             log.error("workflow_rejected problem=%s", f"{file}: cannot be read: {error.strerror or error}")
+            rejected.append(file)
         else:
             seen[name] = file
-    log.info("workflows_loaded folder=%s count=%d", folder, len(seen))
-    return len(seen)
+    log.info("workflows_loaded folder=%s count=%d rejected=%d", folder, len(seen), len(rejected))
+    return Loaded(len(seen), tuple(rejected))
 
 
 async def _registered(service: SagaService, text: bytes) -> None:
@@ -500,17 +526,27 @@ async def _registered(service: SagaService, text: bytes) -> None:
 def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore) -> None:
     """What is counted elsewhere and read at each scrape."""
     meter.read_gauge("saga_active", "Sagas this worker runs now", lambda: supervisor.active)
-    meter.read_counter(
-        "saga_group_commit_batches",
-        "Transactions of the group commit",
-        lambda: sum(lane.batches for lane in store.lanes),
-    )
-    meter.read_counter(
-        "saga_group_commit_rows", "Moves and creations in them", lambda: sum(lane.rows for lane in store.lanes)
-    )
-    meter.read_counter(
-        "saga_group_commit_seconds", "Time spent in them", lambda: sum(lane.busy_seconds for lane in store.lanes)
-    )
+    if store.lanes:
+        meter.read_gauge(
+            "saga_group_commit_waiting",
+            "Moves and creations that wait for the next transaction",
+            lambda: {lane.name: float(lane.waiting) for lane in store.lanes},
+            "lane",
+        )
+    for lane in store.lanes:
+        lane.meter = meter
+
+
+def _read_readiness(meter: PrometheusMeter, readiness: Readiness) -> None:
+    def checks() -> dict[str, float]:
+        last = readiness.last
+        return {} if last is None else {name: float(word == OK) for name, word in last.checks.items()}
+
+    def is_ready() -> float:
+        return float(readiness.last is not None and readiness.last.is_ready)
+
+    meter.read_gauge("saga_ready", "1: this process should be sent requests, as of the last few seconds", is_ready)
+    meter.read_gauge("saga_check_ok", "1: this part of /readyz is well, as of the last few seconds", checks, "check")
 
 
 def _read_relay_counts(meter: PrometheusMeter, relay: Relay) -> None:

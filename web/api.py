@@ -16,10 +16,10 @@ import trio
 
 from saga.access import Permission, require
 from saga.drain import Drain
-from saga.errors import SagaError
 from saga.mapping import rfc3339
 from saga.model import SagaStatus
 from saga.ports import SagaFilter
+from saga.readiness import Readiness
 from saga.service import SagaService, StartSaga
 from saga.uncancelled import uncancelled
 from web import schema
@@ -30,11 +30,6 @@ from web.parsing import parse_body, parse_query
 log = logging.getLogger("saga.web")
 
 BASE = "/api/v1"
-CHECK_SECS = 3.0
-"""How long one readiness check may take. A guess: shorter than the probes' usual patience."""
-
-Check = Callable[[], Awaitable[None]]
-"""Returns if a part is well; raises `SagaError` if not."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,12 +50,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Api:
-    """What HTTP clients can call. A failing one of `optional_checks` makes the process degraded, not unhealthy."""
+    """What HTTP clients can call."""
 
-    def __init__(self, service: SagaService, drain: Drain, optional_checks: Mapping[str, Check]) -> None:
+    def __init__(self, service: SagaService, drain: Drain, readiness: Readiness) -> None:
         self._service = service
         self._drain = drain
-        self._optional_checks = optional_checks
+        self._readiness = readiness
         self.operations = self._table()
 
     def _table(self) -> tuple[Operation, ...]:
@@ -283,20 +278,11 @@ class Api:
         return _json(200, schema.Alive())
 
     async def readyz(self, request: Request) -> Reply:
-        checks = {
-            "database": await _outcome(self._service.check_database),
-            "worker": "draining" if self._drain.begun or self._service.is_draining else "ok",
-        }
-        vital = all(outcome == "ok" for outcome in checks.values())
-        for name, check in self._optional_checks.items():
-            checks[name] = await _outcome(check)
-        well = all(outcome == "ok" for outcome in checks.values())
-        readiness = schema.Readiness(
-            status="healthy" if well else "degraded" if vital else "unhealthy",
-            checks=checks,
-            timestamp=rfc3339(datetime.now(UTC)),
+        report = await self._readiness.report()
+        body = schema.Readiness(
+            status=report.health.value, checks=dict(report.checks), timestamp=rfc3339(datetime.now(UTC))
         )
-        return _json(200 if vital else 503, readiness)
+        return _json(200 if report.is_ready else 503, body)
 
 
 async def answer(operation: Operation, request: Request) -> Reply:
@@ -318,18 +304,6 @@ def error_reply(error: Exception, request_id: str) -> Reply:
     elif status in (401, 403):
         log.info("access_refused request_id=%s reason=%s", request_id, error)
     return Reply(status=status, body=envelope(error, request_id), headers=headers_of(error))
-
-
-async def _outcome(check: Check) -> str:
-    """`ok`, or what is wrong in words that tell an unauthenticated reader nothing about the inside."""
-    with trio.move_on_after(CHECK_SECS):
-        try:
-            await check()
-        except SagaError as error:
-            log.warning("check_failed error=%s", error)
-            return "unavailable"
-        return "ok"
-    return "timeout"
 
 
 def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> Reply:

@@ -18,9 +18,10 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from saga.access import Authenticator, Permission
 from saga.drain import Drain
 from saga.errors import Invalid, NotFound, SagaError
+from saga.readiness import Readiness
 from saga.service import SagaService
 from saga.tracing import Tracer
-from web.api import Api, Check, Operation, answer, error_reply
+from web.api import Api, Operation, answer, error_reply
 from web.door import PRINCIPAL, REQUEST_ID, ROUTE, SPAN, Door
 from web.errors import MethodNotAllowed
 from web.exchange import Reply, Request, headers_by_name
@@ -34,7 +35,8 @@ from web.sign_in import SIGN_IN, add_sign_in
 COUNT_SECS = 2.0
 """How long a scrape waits for the store to count open sagas."""
 COUNT_KEPT_SECS = 5.0
-"""How long that count is used again: anyone may scrape, and it reads an index from end to end."""
+"""How long that count is used again, and ten times what it took: anyone may scrape, and it reads indexes from end to
+end."""
 
 DOCUMENTS: Mapping[str, Permission] = {
     "openapi_json": Permission.OPEN,
@@ -52,17 +54,16 @@ def create_app(
     version: str,
     meter: PrometheusMeter | None = None,
     tracer: Tracer | None = None,
-    optional_checks: Mapping[str, Check] | None = None,
+    readiness: Readiness | None = None,
     shared_metrics: SharedMetrics | None = None,
 ) -> QuartTrio:
     """The application; serve it with `serving.serve_rest`.
 
-    `authenticator`: tells who asks. `drain`: begun by whoever stops the process, ends long polls. `optional_checks`:
-    parts (by name) whose failure makes `/readyz` say degraded. Without `meter` the application has one of its own; with
-    `shared_metrics` it tells of other workers' too.
+    `authenticator`: tells who asks. `drain`: begun by whoever stops the process, ends long polls. Without
+    `readiness` and `meter` the application has ones of its own; with `shared_metrics` it tells of other workers' too.
     """
     meter = meter or PrometheusMeter()
-    api = Api(service, drain, optional_checks or {})
+    api = Api(service, drain, readiness or Readiness(service, drain))
     app = QuartTrio("web", static_folder="static", template_folder="templates")
     # A doubled slash is an unknown route, not a redirect; bodies are bounded before they come here.
     app.url_map.merge_slashes = False
@@ -134,14 +135,16 @@ def _add_documents(
     @app.get("/metrics")
     async def metrics() -> Response:
         nonlocal counted_until
-        if trio.current_time() >= counted_until:
-            # Without the store the rest is all the more worth having; the old count stays.
+        asked_at = trio.current_time()
+        if asked_at >= counted_until:
+            counted_until = asked_at + COUNT_KEPT_SECS  # at once, so that scrapes at the same time count once
+            # Without the store the rest is all the more worth having; the old count stays, and its instant tells.
             with trio.move_on_after(COUNT_SECS):
                 try:
-                    meter.set_open(await service.count_open())
+                    meter.set_store_counts(await service.count_open(), await service.undo_debt())
                 except SagaError:
                     pass
-            counted_until = trio.current_time() + COUNT_KEPT_SECS
+            counted_until += 10 * (trio.current_time() - asked_at)
         body = meter.render() if shared is None else await shared.render()
         return _response(Reply(status=200, body=body, content_type=CONTENT_TYPE))
 
