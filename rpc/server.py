@@ -35,8 +35,9 @@ from rpc.handshakes import Context
 from rpc.inbound import receive
 from rpc.server_errors import ShuttingDown, failure
 from saga.access import NOBODY, Authenticator, Permission, Principal, require, single_authorization
+from saga.audit import AuditAction, Door, Requester, requester
 from saga.drain import Drain
-from saga.errors import Detail, TokenExpired, Unavailable
+from saga.errors import Detail, PermissionDenied, TokenExpired, Unavailable
 from saga.log_fields import about
 from saga.meter import Meter
 from saga.model import SagaStatus
@@ -77,11 +78,19 @@ PERMISSIONS: Mapping[str, Permission] = {
 """What each method asks of its caller. Health and reflection are open: the one is what probes read, the other says no
 more than `/openapi.json`."""
 
+AUDITED: Mapping[str, AuditAction] = {
+    "StartSaga": AuditAction.START_SAGA,
+    "CancelSaga": AuditAction.CANCEL_SAGA,
+    "RetryCompensation": AuditAction.RETRY_COMPENSATION,
+    "RegisterWorkflow": AuditAction.REGISTER_WORKFLOW,
+}
+"""What the audit log calls the methods that change something."""
+
 M = TypeVar("M", bound=Message)
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """What the metadata of a call says."""
+    """What the metadata of a call says, and the address of its peer."""
 
     request_id: str
     principal: Principal = NOBODY
@@ -89,6 +98,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None
     tracestate: str | None = None
     span: RequestSpan | None = None
+    address: str | None = None
+
+    @property
+    def asked_by(self) -> Requester:
+        """Who asks, for the audit log."""
+        return requester(self.principal, Door.GRPC, address=self.address, request_id=self.request_id)
 
 
 class Servicer(SagaServiceBase):
@@ -167,6 +182,7 @@ class Servicer(SagaServiceBase):
             traceparent=traceparent,
             tracestate=tracestate,
             span=RequestSpan(self._tracer, traceparent, tracestate) if self._tracer.enabled else None,
+            address=_address(stream),
         )
         context = read_traceparent(traceparent)
         with about(request_id=caller.request_id, **({} if context is None else {"trace_id": context.trace_id})):
@@ -178,7 +194,9 @@ class Servicer(SagaServiceBase):
         started = time.perf_counter()
         status = Status.CANCELLED  # what it is when the client went away, or its deadline passed, on the way
         try:
-            await answer(msgspec.structs.replace(caller, principal=await self._permitted(stream, method)))
+            caller = msgspec.structs.replace(caller, principal=await self._principal(stream))
+            await self._require(caller, method)
+            await answer(caller)
             status = Status.OK
         except StreamTerminatedError:
             raise  # nobody is there to be told
@@ -207,16 +225,22 @@ class Servicer(SagaServiceBase):
             if caller.span is not None:
                 _end_span(caller.span, method, status, seconds, caller.request_id)
 
-    async def _permitted(self, stream: Stream[Any, Any], method: str) -> Principal:
-        """Who calls, if they may; asked before their message is read. A method nobody declared anything about is ours
-        to mend, and works for nobody."""
-        permission = PERMISSIONS[method]
+    async def _principal(self, stream: Stream[Any, Any]) -> Principal:
+        """Who calls; asked before their message is read."""
         authorization = single_authorization(_all(stream.metadata, "authorization"))
         principal = self._authenticator.recognized(authorization)
         if principal is None:
             principal = await call_trio(self._authenticator.authenticate, authorization)
-        require(principal, permission)
         return principal
+
+    async def _require(self, caller: Caller, method: str) -> None:
+        """Returns if the caller may. A method nobody declared anything about is ours to mend, and works for nobody."""
+        try:
+            require(caller.principal, PERMISSIONS[method])
+        except PermissionDenied:
+            if method in AUDITED:
+                await call_trio(self._service.audit.note_denied, caller.asked_by, AUDITED[method])
+            raise
 
     # --- what each method does, on Trio -------------------------------------------------------------------------------
 
@@ -236,6 +260,7 @@ class Servicer(SagaServiceBase):
                 tracestate=caller.tracestate,
                 span_id=None if caller.span is None else caller.span.span_id,
             ),
+            caller.asked_by,
         )
         if caller.span is not None:
             caller.span.joins(started.saga)
@@ -290,20 +315,21 @@ class Servicer(SagaServiceBase):
         )
 
     async def _cancel(self, request: pb.CancelSagaRequest, caller: Caller) -> pb.CancelSagaResponse:
-        saga = await uncancelled(self._service.cancel, request.saga_id)
+        saga = await uncancelled(self._service.cancel, request.saga_id, caller.asked_by)
         return pb.CancelSagaResponse(success=True, message=f"saga {saga.saga_id} cancelled")
 
     async def _retry_compensation(
         self, request: pb.RetryCompensationRequest, caller: Caller
     ) -> pb.RetryCompensationResponse:
         steps = {name: wire.correction(entry) for name, entry in request.steps.items()}
-        saga = await uncancelled(self._service.retry_compensation, request.saga_id, steps)
+        saga = await uncancelled(self._service.retry_compensation, request.saga_id, steps, caller.asked_by)
         return pb.RetryCompensationResponse(saga_id=saga.saga_id, status=saga.status.value)
 
     async def _register_workflow(
         self, request: pb.RegisterWorkflowRequest, caller: Caller
     ) -> pb.RegisterWorkflowResponse:
-        workflow = (await uncancelled(self._service.register_workflow, request.workflow_yaml)).workflow
+        registered = await uncancelled(self._service.register_workflow, request.workflow_yaml, caller.asked_by)
+        workflow = registered.workflow
         return pb.RegisterWorkflowResponse(
             name=workflow.definition.name, step_count=len(workflow.definition.steps), version=workflow.version
         )
@@ -343,6 +369,12 @@ def _end_span(span: RequestSpan, method: str, status: Status, seconds: float, kn
 def _all(metadata: Any, name: str) -> list[str]:
     """Every value of a key, in order."""
     return [] if metadata is None else [value for value in metadata.getall(name, ()) if isinstance(value, str)]
+
+
+def _address(stream: Stream[Any, Any]) -> str | None:
+    peer = stream.peer
+    found = None if peer is None else peer.addr()
+    return found[0] if isinstance(found, tuple) else None
 
 
 def _text(value: object) -> str | None:

@@ -15,7 +15,9 @@ import msgspec
 import trio
 
 from saga.access import Permission, require
+from saga.audit import AuditAction, Requester
 from saga.drain import Drain
+from saga.errors import PermissionDenied
 from saga.mapping import rfc3339
 from saga.model import SagaStatus
 from saga.ports import SagaFilter
@@ -33,7 +35,8 @@ BASE = "/api/v1"
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of the API. `replies` maps a status to the type of its body; `errors` are statuses it may fail with."""
+    """One call of the API. `replies` maps a status to the type of its body; `errors` are statuses it may fail with.
+    `audited`: what the audit log calls it; None: it changes nothing."""
 
     name: str
     method: str
@@ -47,6 +50,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body_required: bool = True
     headers: Mapping[str, str] = {}
     errors: tuple[int, ...] = ()
+    audited: AuditAction | None = None
 
 
 class Api:
@@ -76,6 +80,7 @@ class Api:
                 },
                 replies={201: schema.SagaAccepted},
                 errors=(400, 404, 409, 413, 503),
+                audited=AuditAction.START_SAGA,
             ),
             Operation(
                 name="listSagas",
@@ -108,6 +113,7 @@ class Api:
                 handle=self.cancel_saga,
                 replies={200: schema.Done},
                 errors=(400, 404, 409, 503),
+                audited=AuditAction.CANCEL_SAGA,
             ),
             Operation(
                 name="compensateSaga",
@@ -118,6 +124,7 @@ class Api:
                 handle=self.cancel_saga,
                 replies={200: schema.Done},
                 errors=(400, 404, 409, 503),
+                audited=AuditAction.CANCEL_SAGA,
             ),
             Operation(
                 name="retryCompensation",
@@ -130,6 +137,7 @@ class Api:
                 body_required=False,
                 replies={202: schema.SagaAccepted},
                 errors=(400, 404, 409, 413, 503),
+                audited=AuditAction.RETRY_COMPENSATION,
             ),
             Operation(
                 name="registerWorkflow",
@@ -141,6 +149,7 @@ class Api:
                 body=schema.RegisterWorkflowBody,
                 replies={201: schema.WorkflowRegistered},
                 errors=(400, 413, 503),
+                audited=AuditAction.REGISTER_WORKFLOW,
             ),
             Operation(
                 name="listWorkflows",
@@ -161,6 +170,17 @@ class Api:
                 handle=self.get_workflow,
                 replies={200: schema.WorkflowView},
                 errors=(400, 404, 503),
+            ),
+            Operation(
+                name="listAudit",
+                permission=Permission.READ_AUDIT,
+                method="GET",
+                path=f"{BASE}/audit",
+                summary="A page of the audit log: who asked for which change, newest first",
+                handle=self.list_audit,
+                query=schema.ListAuditQuery,
+                replies={200: schema.AuditListView},
+                errors=(400, 503),
             ),
             Operation(
                 name="healthz",
@@ -199,6 +219,7 @@ class Api:
                 tracestate=",".join(request.headers.get("tracestate", ())),
                 span_id=None if request.span is None else request.span.span_id,
             ),
+            request.asked_by,
         )
         if request.span is not None:
             request.span.joins(started.saga)
@@ -238,7 +259,7 @@ class Api:
 
     async def cancel_saga(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
-        saga = await uncancelled(self._service.cancel, request.path_values["saga_id"])
+        saga = await uncancelled(self._service.cancel, request.path_values["saga_id"], request.asked_by)
         return _json(200, schema.Done(success=True, message=f"saga {saga.saga_id} cancelled"))
 
     async def retry_compensation(self, request: Request) -> Reply:
@@ -246,7 +267,8 @@ class Api:
         steps = {}
         if request.body:
             steps = parse_body(request.body, request.header("Content-Type"), schema.RetryCompensationBody).steps
-        saga = await uncancelled(self._service.retry_compensation, request.path_values["saga_id"], steps)
+        saga_id = request.path_values["saga_id"]
+        saga = await uncancelled(self._service.retry_compensation, saga_id, steps, request.asked_by)
         return _json(202, schema.SagaAccepted(saga_id=saga.saga_id, status=saga.status))
 
     # --- workflows ----------------------------------------------------------------------------------------------------
@@ -254,8 +276,8 @@ class Api:
     async def register_workflow(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
         body = parse_body(request.body, request.header("Content-Type"), schema.RegisterWorkflowBody)
-        workflow = (await uncancelled(self._service.register_workflow, body.workflow_yaml)).workflow
-        definition = workflow.definition
+        registered = await uncancelled(self._service.register_workflow, body.workflow_yaml, request.asked_by)
+        workflow, definition = registered.workflow, registered.workflow.definition
         return _json(
             201,
             schema.WorkflowRegistered(name=definition.name, version=workflow.version, step_count=len(definition.steps)),
@@ -272,6 +294,30 @@ class Api:
         # A set of codes has no order of its own; the same workflow should read the same each time.
         return Reply(status=200, body=msgspec.json.encode(view, order="deterministic"))
 
+    # --- the audit log ------------------------------------------------------------------------------------------------
+
+    async def list_audit(self, request: Request) -> Reply:
+        query = parse_query(request.query, schema.ListAuditQuery)
+        page = await self._service.audit.entries(
+            schema.audit_filter(query), page_size=query.page_size, cursor=query.cursor
+        )
+        return _json(200, schema.audit_list_view(page))
+
+    async def answer(self, operation: Operation, request: Request) -> Reply:
+        """What `operation` replies; an error becomes its envelope. Cancelled when the client goes away."""
+        try:
+            require(request.principal, operation.permission)
+            return await operation.handle(request)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client gets the envelope; Cancelled is none of it
+            if isinstance(error, PermissionDenied):
+                await self.note_denied(operation, request.asked_by, request.path_values.get("saga_id"))
+            return error_reply(error, request.request_id)
+
+    async def note_denied(self, operation: Operation, asked_by: Requester, saga_id: str | None) -> None:
+        """Enters in the audit log that the permission for a change was lacking."""
+        if operation.audited is not None:
+            await self._service.audit.note_denied(asked_by, operation.audited, saga_id)
+
     # --- health -------------------------------------------------------------------------------------------------------
 
     async def healthz(self, request: Request) -> Reply:
@@ -283,15 +329,6 @@ class Api:
             status=report.health.value, checks=dict(report.checks), timestamp=rfc3339(datetime.now(UTC))
         )
         return _json(200 if report.is_ready else 503, body)
-
-
-async def answer(operation: Operation, request: Request) -> Reply:
-    """What `operation` replies; an error becomes its envelope. Cancelled when the client goes away."""
-    try:
-        require(request.principal, operation.permission)
-        return await operation.handle(request)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the client gets the envelope; Cancelled is none of it
-        return error_reply(error, request.request_id)
 
 
 def error_reply(error: Exception, request_id: str) -> Reply:

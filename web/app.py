@@ -15,16 +15,17 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
+from saga import audit
 from saga.access import Authenticator, Permission
 from saga.drain import Drain
-from saga.errors import Invalid, NotFound, SagaError
+from saga.errors import Invalid, NotFound, PermissionDenied, SagaError
 from saga.readiness import Readiness
 from saga.service import SagaService
 from saga.tracing import Tracer
-from web.api import Api, Operation, answer, error_reply
+from web.api import Api, Operation, error_reply
 from web.door import PRINCIPAL, REQUEST_ID, ROUTE, SPAN, Door
 from web.errors import MethodNotAllowed
-from web.exchange import Reply, Request, headers_by_name
+from web.exchange import Reply, Request, headers_by_name, peer_of
 from web.metrics import CONTENT_TYPE, PrometheusMeter
 from web.openapi import openapi
 from web.pages import PAGES, add_pages
@@ -73,7 +74,7 @@ def create_app(
         app.add_url_rule(
             operation.path.replace("{saga_id}", "<saga_id>").replace("{name}", "<path:name>"),
             endpoint=operation.name,
-            view_func=_view(operation),
+            view_func=_view(api, operation),
             methods=[operation.method],
         )
     app.before_request(_note_route)
@@ -81,7 +82,7 @@ def create_app(
     add_sign_in(app, authenticator, {**access, **DOCUMENTS, **PAGES, **SIGN_IN}, PAGES)
     _add_documents(app, service, api, meter, shared_metrics, version)
     add_pages(app, service)
-    app.register_error_handler(Exception, _on_error)
+    _answer_errors(app, api)
     inner = cast(Any, app.asgi_app)
     door = Door(inner, api, authenticator, meter, tracer or Tracer(), drain, service.max_payload_bytes)
     app.asgi_app = shield_last(door)  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
@@ -94,7 +95,7 @@ def _note_route() -> None:
         _scope()[ROUTE] = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
 
 
-def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
+def _view(api: Api, operation: Operation) -> Callable[..., Awaitable[Response]]:
     async def view(**path_values: str) -> Response:
         scope = _scope()
         request = Request(
@@ -106,9 +107,10 @@ def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
             body=cast(bytes, await quart.request.get_data()),
             request_id=scope[REQUEST_ID],
             principal=scope[PRINCIPAL],
+            address=peer_of(scope),
             span=scope[SPAN],
         )
-        return _response(await answer(operation, request))
+        return _response(await api.answer(operation, request))
 
     return view
 
@@ -149,17 +151,26 @@ def _add_documents(
         return _response(Reply(status=200, body=body, content_type=CONTENT_TYPE))
 
 
-async def _on_error(error: Exception) -> Response:
-    """What Quart itself refuses, and what a handler did not expect."""
-    scope = _scope()
-    told: Exception = error
-    if isinstance(error, WerkzeugMethodNotAllowed):
-        told = MethodNotAllowed(scope["method"], error.valid_methods or ())
-    elif isinstance(error, HTTPException) and error.code == 404:
-        told = NotFound("no such route")
-    elif isinstance(error, HTTPException) and error.code is not None and error.code < 500:
-        told = Invalid(error.description or error.name)
-    return _response(error_reply(told, scope[REQUEST_ID]))
+def _answer_errors(app: QuartTrio, api: Api) -> None:
+    """Envelopes for what Quart itself refuses, what the guard refuses, and what a handler did not expect."""
+    operations = {operation.name: operation for operation in api.operations}
+
+    @app.errorhandler(Exception)
+    async def on_error(error: Exception) -> Response:
+        scope = _scope()
+        told: Exception = error
+        if isinstance(error, WerkzeugMethodNotAllowed):
+            told = MethodNotAllowed(scope["method"], error.valid_methods or ())
+        elif isinstance(error, HTTPException) and error.code == 404:
+            told = NotFound("no such route")
+        elif isinstance(error, HTTPException) and error.code is not None and error.code < 500:
+            told = Invalid(error.description or error.name)
+        elif isinstance(error, PermissionDenied) and (refused := operations.get(quart.request.endpoint or "")):
+            asked_by = audit.requester(
+                scope[PRINCIPAL], audit.Door.REST, address=peer_of(scope), request_id=scope[REQUEST_ID]
+            )
+            await api.note_denied(refused, asked_by, (quart.request.view_args or {}).get("saga_id"))
+        return _response(error_reply(told, scope[REQUEST_ID]))
 
 
 def _scope() -> dict[str, Any]:

@@ -21,9 +21,9 @@ from saga.request_id import request_id
 from saga.request_span import RequestSpan
 from saga.tracing import Attribute, Tracer, read_traceparent
 from saga.workflow_yaml import MAX_YAML_BYTES
-from web.api import BASE, Api, answer, error_reply
+from web.api import BASE, Api, error_reply
 from web.body import ClientGone, Unread, discard_body, read_body
-from web.exchange import Reply, Request, headers_by_name
+from web.exchange import Reply, Request, headers_by_name, peer_of
 from web.shield_last import Asgi, Receive, Scope, Send
 
 log = logging.getLogger("saga.web")
@@ -64,6 +64,7 @@ class Door:
         max_payload_bytes: int,
     ) -> None:
         self._inner = inner
+        self._api = api
         self._authenticator = authenticator
         self._meter = meter
         self._tracer = tracer
@@ -178,9 +179,10 @@ class Door:
             body=body,
             request_id=known_as,
             principal=principal,
+            address=peer_of(scope),
             span=scope[SPAN],
         )
-        await _send(send, await answer(operation, request))
+        await _send(send, await self._api.answer(operation, request))
 
     async def _principal(self, path: str, headers: dict[str, list[str]]) -> Principal:
         """Who asks the API. Whoever asks for something else is nobody here; the pages see to their own (pages.py)."""
