@@ -113,7 +113,9 @@ class KeySet:
     async def run_once(self) -> float:
         """One fetch; returns after how many seconds the next is due. Those who wait for it are told in any case."""
         self._asked = trio.Event()
-        flight = self._flight = self._flight or trio.Event()
+        if self._flight is None:
+            self._flight = trio.Event()
+        flight = self._flight
         try:
             keys = await self._fetch()
         except KeysUnavailable as error:
@@ -136,24 +138,28 @@ class KeySet:
         if self._tls is None:
             # Reading the authorities of this machine takes tens of milliseconds; once is enough.
             self._tls = await trio.to_thread.run_sync(httpx.create_ssl_context)
+        status, body = 0, bytearray()
         try:
-            with trio.fail_after(FETCH_SECS):
+            with trio.move_on_after(FETCH_SECS) as scope:
                 # A client for each fetch: nothing of a connection that died in between is met minutes later.
                 async with (
                     httpx.AsyncClient(verify=self._tls, timeout=FETCH_SECS) as client,
                     client.stream("GET", self._url, headers=_HEADERS) as answer,
                 ):
-                    if answer.status_code != 200:
-                        raise KeysUnavailable(f"status {answer.status_code}")
-                    body = bytearray()
+                    status = answer.status_code
                     async for chunk in answer.aiter_raw():
                         body += chunk
                         if len(body) > MAX_DOCUMENT_BYTES:
-                            raise KeysUnavailable(f"more than {MAX_DOCUMENT_BYTES} bytes")
-        except trio.TooSlowError as error:
-            raise KeysUnavailable(f"no answer within {FETCH_SECS:g} s") from error
+                            # To leave the loop would leave httpx's generators unfinished.
+                            scope.cancel()
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise KeysUnavailable(type(error).__name__) from error  # its text may hold the address
+        if len(body) > MAX_DOCUMENT_BYTES:
+            raise KeysUnavailable(f"more than {MAX_DOCUMENT_BYTES} bytes")
+        if scope.cancelled_caught:
+            raise KeysUnavailable(f"no answer within {FETCH_SECS:g} s")
+        if status != 200:
+            raise KeysUnavailable(f"status {status}")
         keys = read_keys(bytes(body))
         if not keys:
             # Nobody rotates to nothing; whatever it is, the known keys are better.
