@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import get_default_algorithms
@@ -125,11 +125,14 @@ class Issuer:
         return {"jwks_url": self.url, "issuer": ISSUER, "audience": AUDIENCE, **more}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
     issuer: Issuer
 
+
+class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        issuer = self.issuer
+        issuer = cast(_Server, self.server).issuer
         issuer.served += 1
         issuer.asked.set()
         if issuer.is_held:
@@ -151,11 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def issuer(port: int = 0) -> Iterator[Issuer]:
     """A key set with an RSA key, three curves and Ed25519, served for as long as the block lasts."""
-    handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
-    serving = Issuer(server.server_address[1])
-    handler.issuer = serving
+    server = _Server(("127.0.0.1", port), _Handler)
+    serving = server.issuer = Issuer(server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
