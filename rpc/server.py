@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import trio
@@ -35,7 +36,8 @@ from rpc.handshakes import Context
 from rpc.inbound import receive
 from rpc.server_errors import ShuttingDown, failure
 from saga.access import NOBODY, Authenticator, Permission, Principal, require, single_authorization
-from saga.audit import AuditAction, Door, Requester, requester
+from saga.audit import AuditAction, AuditFilter, Door, Requester, requester
+from saga.audit_trail import DEFAULT_PAGE_SIZE as AUDIT_PAGE_SIZE
 from saga.drain import Drain
 from saga.errors import Detail, PermissionDenied, TokenExpired, Unavailable
 from saga.log_fields import about
@@ -74,6 +76,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "RegisterWorkflow": Permission.WRITE_WORKFLOWS,
     "ListWorkflows": Permission.READ_WORKFLOWS,
     "GetWorkflow": Permission.READ_WORKFLOWS,
+    "ListAudit": Permission.READ_AUDIT,
 }
 """What each method asks of its caller. Health and reflection are open: the one is what probes read, the other says no
 more than `/openapi.json`."""
@@ -144,6 +147,9 @@ class Servicer(SagaServiceBase):
 
     async def GetWorkflow(self, stream: Stream[Any, Any]) -> None:
         await self._unary(stream, "GetWorkflow", pb.GetWorkflowRequest, self._get_workflow)
+
+    async def ListAudit(self, stream: Stream[Any, Any]) -> None:
+        await self._unary(stream, "ListAudit", pb.ListAuditRequest, self._list_audit)
 
     async def WatchSaga(self, stream: Stream[Any, Any]) -> None:
         async def states(caller: Caller) -> None:
@@ -289,12 +295,8 @@ class Servicer(SagaServiceBase):
             status=wire.saga_status("status", request.status, faults),
             correlation_id=request.correlation_id or None,
             compensation_failed=request.compensation_failed if request.HasField("compensation_failed") else None,
-            created_after=wire.instant("created_after", request.created_after, faults)
-            if request.HasField("created_after")
-            else None,
-            created_before=wire.instant("created_before", request.created_before, faults)
-            if request.HasField("created_before")
-            else None,
+            created_after=_instant(request, "created_after", faults),
+            created_before=_instant(request, "created_before", faults),
         )
         wire.refuse_if_faulty(faults)
         page = await self._service.list_sagas(
@@ -345,6 +347,23 @@ class Servicer(SagaServiceBase):
             workflow=wire.workflow_summary(workflow), definition=wire.workflow_definition(workflow)
         )
 
+    async def _list_audit(self, request: pb.ListAuditRequest, caller: Caller) -> pb.ListAuditResponse:
+        faults: list[Detail] = []
+        where = AuditFilter(
+            saga_id=request.saga_id or None,
+            principal=request.principal or None,
+            action=wire.audit_action("action", request.action, faults),
+            created_after=_instant(request, "created_after", faults),
+            created_before=_instant(request, "created_before", faults),
+        )
+        wire.refuse_if_faulty(faults)
+        page = await self._service.audit.entries(
+            where, page_size=request.page_size or AUDIT_PAGE_SIZE, cursor=request.cursor or None
+        )
+        return pb.ListAuditResponse(
+            entries=[wire.audit_entry(entry) for entry in page.entries], next_cursor=page.next_cursor or ""
+        )
+
     async def _next_state(self, watch: Watch, principal: Principal) -> pb.SagaStateProto | None:
         with self._drain.ends_early() as stop, trio.move_on_at(principal.ends_at) as expiry:
             saga = await watch.next()
@@ -369,6 +388,14 @@ def _end_span(span: RequestSpan, method: str, status: Status, seconds: float, kn
 def _all(metadata: Any, name: str) -> list[str]:
     """Every value of a key, in order."""
     return [] if metadata is None else [value for value in metadata.getall(name, ()) if isinstance(value, str)]
+
+
+def _instant(
+    request: pb.ListSagasRequest | pb.ListAuditRequest,
+    field: Literal["created_after", "created_before"],
+    faults: list[Detail],
+) -> datetime | None:
+    return wire.instant(field, getattr(request, field), faults) if request.HasField(field) else None
 
 
 def _address(stream: Stream[Any, Any]) -> str | None:

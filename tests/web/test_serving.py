@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from saga.access import OpenAccess
+from saga.audit import Requester
 from saga.drain import Drain
 from tests.support.orchestrator import HANGS
 from tests.web.conftest import Site, open_site
@@ -186,7 +187,7 @@ async def test_a_cancel_whose_client_leaves_is_finished_all_the_same(
     cancel = site.house.store.request_cancel_unless_terminal
     reached, opened = trio.Event(), trio.Event()
 
-    async def gated(saga_id: str) -> Any:
+    async def gated(saga_id: str, asked_by: Requester) -> Any:
         reached.set()
         await opened.wait()
         return await cancel(saga_id)
