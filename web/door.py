@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
+
+import h11
 
 from saga.access import NOBODY, Authenticator, Principal, single_authorization
 from saga.drain import Drain
@@ -76,7 +79,9 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})  # there are none; hypercorn answers 403
+            # There are none. Where more came meanwhile, hypercorn has turned it away itself and must not do so again.
+            with suppress(h11.LocalProtocolError):
+                await send({"type": "websocket.close"})
             return
         if scope["type"] != "http":
             await self._inner(scope, receive, send)

@@ -296,9 +296,10 @@ async def test_a_client_cannot_begin_another_handshake_on_its_connection(tmp_pat
     if openssl is None:
         pytest.skip("needs the openssl program")
     async with open_doors(tmp_path, tls=True) as doors:
+        assert doors.made is not None
         port = doors.rest_port if door == "rest" else doors.grpc_port
         done = await trio.run_process(
-            [openssl, "s_client", "-tls1_2", "-connect", f"127.0.0.1:{port}"],
+            [openssl, "s_client", "-tls1_2", "-CAfile", doors.made.ca_file, "-connect", f"127.0.0.1:{port}"],
             stdin=b"R\n",
             capture_stdout=True,
             capture_stderr=True,

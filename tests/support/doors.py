@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,6 +36,8 @@ class Doors:
         self.rest_port = rest_port
         self.grpc_port = grpc_port
         self.made = made
+        self._trusting = None if made is None else client_context(made.ca_file)
+        self._trusting_http2 = None if made is None else client_context(made.ca_file, "h2")
 
     async def connect(self, port: int, protocol: str) -> Stream:
         """A connection on which `protocol` can be spoken, its handshake done."""
@@ -55,17 +56,15 @@ class Doors:
     async def check(self) -> None:
         """Asks both doors something on new connections."""
         with trio.fail_after(20):
-            verify: ssl.SSLContext | bool = client_context(self.made.ca_file) if self.made else False
             scheme = "https" if self.made else "http"
-            async with httpx.AsyncClient(verify=verify, timeout=20) as client:
+            async with httpx.AsyncClient(verify=self._trusting or False, timeout=20) as client:
                 answer = await client.get(f"{scheme}://localhost:{self.rest_port}/api/v1/workflows")
                 assert answer.status_code == 200, answer.text
             health = await run_aio(self._health())
             assert health.status == HealthCheckResponse.SERVING
 
     async def _health(self) -> HealthCheckResponse:
-        context = client_context(self.made.ca_file, "h2") if self.made else None
-        async with Channel("localhost", self.grpc_port, ssl=context) as channel:
+        async with Channel("localhost", self.grpc_port, ssl=self._trusting_http2) as channel:
             return await HealthStub(channel).Check(HealthCheckRequest(), timeout=20)
 
 
