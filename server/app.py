@@ -535,6 +535,7 @@ def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore
         )
     for lane in store.lanes:
         lane.meter = meter
+        meter.expect_lane(lane.name)
 
 
 def _read_readiness(meter: PrometheusMeter, readiness: Readiness) -> None:

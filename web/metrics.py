@@ -161,6 +161,11 @@ class PrometheusMeter(Meter):
         """Adds a value that is read at each scrape and only grows (`saga_outbox_published`: the relay's counter)."""
         self._readings.add(name, help_text, CounterMetricFamily, read, label)
 
+    def expect_lane(self, name: str) -> None:
+        """From now on tells of a lane's failures, none yet: a series that begins with its first one hides it from
+        `increase`."""
+        self._batch_failures(name)
+
     def set_store_counts(self, open_sagas: Mapping[SagaStatus, int], debts: Sequence[UndoDebt]) -> None:
         """What the store holds now: sagas of each non-final state, and the undo debt of each workflow."""
         for status in SagaStatus:
@@ -181,7 +186,9 @@ class PrometheusMeter(Meter):
     # --- saga.meter.Meter ---------------------------------------------------------------------------------------------
 
     def saga_started(self, workflow_name: str) -> None:
-        self._started(self._workflow(workflow_name)).inc()
+        workflow = self._workflow(workflow_name)
+        self._started(workflow).inc()
+        self._undo_failures(workflow)  # told as none until there is one
 
     def saga_ended(self, workflow_name: str, status: SagaStatus, seconds: float) -> None:
         workflow = self._workflow(workflow_name)

@@ -189,7 +189,7 @@ async def test_workflow_files_wait_for_a_store_that_is_away(
     world = World()
     async with memory_store(world) as store, Worker(store.port, world).at_work() as worker:
         store.before["register_workflow"] = away
-        assert await load_workflows(worker.service, tmp_path) == 1
+        assert await load_workflows(worker.service, tmp_path) == (1, ())
         assert [workflow.definition.name for workflow in await worker.service.workflows()] == ["good"]
 
 
