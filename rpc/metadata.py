@@ -51,7 +51,7 @@ def metadata_of(call: StepCall) -> list[tuple[str, str]]:
     if call.traceparent:
         headers.append(("traceparent", encode_value(call.traceparent)))
         if call.tracestate:
-            headers.append(("tracestate", encode_value(call.tracestate)))
+            headers.append(("tracestate", call.tracestate))  # printable ASCII, or it would not have been kept
     return headers
 
 
