@@ -32,8 +32,9 @@ from saga.catalog import Catalog
 from saga.drain import Drain
 from saga.errors import Unavailable, WorkflowInvalid
 from saga.meter import Meter
+from saga.payload_mask import PayloadMask
 from saga.readiness import OK, Readiness
-from saga.retention import Retention
+from saga.retention import AuditRetention, Retention
 from saga.runner import STORE_PAUSE_SECS, Engine
 from saga.service import SagaService
 from saga.supervisor import Limits, Supervisor
@@ -260,7 +261,10 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         python=platform.python_version(),
         store="postgres" if isinstance(store, PostgresStore) else "sqlite",
     )
-    relay = None if config.kafka is None else _relay_to(config.kafka, store, worker_id, config.saga.lease_secs)
+    payload_mask = PayloadMask(config.observability.redact)
+    relay = None
+    if config.kafka is not None:
+        relay = _relay_to(config.kafka, store, worker_id, config.saga.lease_secs, payload_mask)
     if relay is not None:
         _read_relay_counts(meter, relay)
     # Sagas run without the broker: their events wait.
@@ -279,6 +283,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         version=product_version(),
         readiness=readiness,
         shared_metrics=shared,
+        payload_mask=payload_mask,
     )
     host, grace_secs = config.server.host, config.saga.shutdown_grace_secs
     sagas_left = trio.Event()
@@ -305,6 +310,8 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
                 await workers.start(relay.run)
             if config.saga.retention_days > 0:
                 workers.start_soon(Retention(store, meter, config.saga.retention_days).run)
+            if config.saga.audit_retention_days > 0:
+                workers.start_soon(AuditRetention(store, config.saga.audit_retention_days).run)
             if shared is not None:
                 workers.start_soon(shared.run)
             with drain.ends_early():
@@ -383,7 +390,9 @@ def _authenticator(config: Config, keys: KeySet | None) -> Authenticator:
     return TokenVerifier(keys, issuer=config.auth.issuer, audience=config.auth.audience)
 
 
-def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float) -> Relay:
+def _relay_to(
+    kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float, payload_mask: PayloadMask
+) -> Relay:
     settings = KafkaSettings(
         brokers=kafka.brokers,
         security_protocol=kafka.security_protocol.value,
@@ -400,6 +409,7 @@ def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: f
         relay_id=worker_id,
         topic=kafka.topic,
         lease_secs=lease_secs,
+        payload_mask=payload_mask,
     )
 
 

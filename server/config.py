@@ -232,7 +232,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The engine. `data_dir` holds the embedded store's file; `:memory:`: nothing is kept. `retention_days` 0: what has
-    ended is kept for ever."""
+    ended is kept for ever; `audit_retention_days` 0: so is the audit log."""
 
     max_concurrent: int = 100
     workflow_dir: Path = Path("workflows")
@@ -242,6 +242,7 @@ class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_payload_bytes: int = 1048576
     shutdown_grace_secs: float = 30.0
     retention_days: float = 30.0
+    audit_retention_days: float = 0.0
 
     @property
     def in_memory(self) -> bool:
@@ -295,10 +296,12 @@ class OtlpConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObservabilityConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`otlp` None: no spans are kept."""
+    """`otlp` None: no spans are kept. `redact`: fields of payloads that logs, events and pages do not show, as
+    `saga.payload_mask` reads them."""
 
     log: LogConfig = LogConfig()
     otlp: OtlpConfig | None = None
+    redact: tuple[str, ...] = ()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -521,6 +524,7 @@ _T = TypeVar("_T")
 _HOST = re.compile(r"[^\s/@?#\[\]]+")
 _HOST_OR_SOCKETS = re.compile(r"/.*|[^\s/@?#\[\]]+")
 _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/@?#\[\]:]+):(?P<port>[0-9]{1,5})")
+_FIELD_PATH = re.compile(r"[^.\s]+(?:\.[^.\s]+)*")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _SERVICE_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,255}")
 _OTLP_URL = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
@@ -702,9 +706,7 @@ def _kafka_tls(fields: MapReader) -> KafkaTls:
 def _brokers(fields: MapReader) -> tuple[str, ...]:
     node = fields.take("brokers", required=True)
     if isinstance(node, Scalar) and node.source is not None:
-        # A variable cannot hold a list: host:port,host:port is one.
-        parts = [part.strip() for part in node.text.split(",")]
-        node = Items([Scalar(part, plain=False, mark=node.mark, source=node.source) for part in parts], node.mark)
+        node = _list_in_variable(node)
     if node is None:
         return ()
     if not isinstance(node, Items) or not node.items:
@@ -713,6 +715,12 @@ def _brokers(fields: MapReader) -> tuple[str, ...]:
         return ()
     path = fields.path_of("brokers")
     return tuple(_broker(item, f"{path}[{index}]", fields.faults) for index, item in enumerate(node.items))
+
+
+def _list_in_variable(node: Scalar) -> Items:
+    """A variable cannot hold a list: a,b is one."""
+    parts = [part.strip() for part in node.text.split(",")]
+    return Items([Scalar(part, plain=False, mark=node.mark, source=node.source) for part in parts], node.mark)
 
 
 def _broker(node: Node, path: str, faults: Faults) -> str:
@@ -806,6 +814,7 @@ def _saga(fields: MapReader) -> SagaConfig:
         shutdown_grace_secs=fields.number("shutdown_grace_secs", default.shutdown_grace_secs, low=0, high=3600),
         # A hundred years: the store takes them off an instant that must stay a date.
         retention_days=fields.number("retention_days", default.retention_days, low=0, high=36_500),
+        audit_retention_days=fields.number("audit_retention_days", default.audit_retention_days, low=0, high=36_500),
     )
 
 
@@ -822,6 +831,24 @@ def _observability(fields: MapReader) -> ObservabilityConfig:
     return ObservabilityConfig(
         log=_section(fields, "log", _log) or LogConfig(),
         otlp=_switch(fields, "otlp", _otlp),
+        redact=_redact(fields),
+    )
+
+
+def _redact(fields: MapReader) -> tuple[str, ...]:
+    node = fields.take("redact")
+    if node is None:
+        return ()
+    if isinstance(node, Scalar) and node.source is not None:
+        node = _list_in_variable(node)
+    if not isinstance(node, Items):
+        fields.refuse("redact", "type", f"expected a list of names or dotted paths of fields, got {describe(node)}")
+        return ()
+    path = fields.path_of("redact")
+    expected = "the name of a field, or a path of names with dots between them"
+    return tuple(
+        read_string(item, f"{path}[{index}]", fields.faults, matching=_FIELD_PATH, expected=expected)
+        for index, item in enumerate(node.items)
     )
 
 

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from saga import log_fields
+from saga.payload_mask import NOTHING, PayloadMask
 from server.config import LogConfig, LogFormat, Secret
 from server.redaction import Mask
 
@@ -38,11 +39,18 @@ LAST_SECS = 1.0
 """How long the end of the process waits for whoever reads the lines."""
 
 
-def configure(config: LogConfig, *, worker: int | None = None, secrets: Iterable[Secret] = ()) -> None:
+def configure(
+    config: LogConfig,
+    *,
+    worker: int | None = None,
+    secrets: Iterable[Secret] = (),
+    payload_mask: PayloadMask = NOTHING,
+) -> None:
     """Sets the process's log level and form; `worker`: its number among several, which each line then names; `secrets`
-    are in none. Libraries speak from WARNING up: their chatter would drown ours."""
+    are in none, and `payload_mask` hides fields in what participants and clients say. Libraries speak from WARNING up:
+    their chatter would drown ours."""
     as_json = config.format is LogFormat.JSON or (config.format is LogFormat.AUTO and not sys.stderr.isatty())
-    mask = Mask(secrets)
+    mask = Mask(secrets, payload_mask)
     handler = LineHandler(sys.stderr.fileno())
     handler.setFormatter(JsonLines(mask, worker) if as_json else TextLines(mask, worker))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

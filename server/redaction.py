@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from saga.payload_mask import NOTHING, PayloadMask
 from server.config import Config, Secret
 
 MASK = "***"
@@ -35,7 +36,8 @@ _HINT = re.compile(r"bearer|basic|authorization|eyJ|://|password", re.IGNORECASE
 class Mask:
     """Puts `***` in place of what a text must not show."""
 
-    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+    def __init__(self, secrets: Iterable[Secret] = (), fields: PayloadMask = NOTHING) -> None:
+        self._fields = fields
         spellings: set[str] = set()
         for secret in secrets:
             text = secret.reveal()
@@ -48,6 +50,7 @@ class Mask:
     def __call__(self, text: str) -> str:
         if self._secrets is not None:
             text = self._secrets.sub(MASK, text)
+        text = self._fields.text(text)
         return _TOKEN.sub(_masked, text) if _HINT.search(text) else text
 
 

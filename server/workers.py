@@ -29,6 +29,7 @@ from types import FrameType
 
 import msgspec
 
+from saga.payload_mask import PayloadMask
 from server import app, logs
 from server.config import Config, ConfigInvalid
 from server.errors import CannotStart
@@ -75,7 +76,12 @@ def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
         config = msgspec.structs.replace(config, server=server)
 
         def work(number: int, ready: Callable[[], None]) -> int:
-            logs.configure(config.observability.log, worker=number, secrets=secrets_of(config))
+            logs.configure(
+                config.observability.log,
+                worker=number,
+                secrets=secrets_of(config),
+                payload_mask=PayloadMask(config.observability.redact),
+            )
             seat = app.Seat(number=number, ready=ready, metrics_folder=metrics_folder)
             return app.serve(config, insecure=insecure, seat=seat)
 

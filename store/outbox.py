@@ -20,6 +20,7 @@ import trio
 
 from saga.errors import SagaError, Unavailable
 from saga.model import EventType
+from saga.payload_mask import NOTHING, PayloadMask
 from store.cloudevents import Message, OutboxEvent, message_of
 
 log = logging.getLogger("saga.outbox")
@@ -199,7 +200,10 @@ class Relay:
         lease_secs: float = 15.0,
         batch_events: int = BATCH_EVENTS,
         batch_bytes: int = BATCH_BYTES,
+        payload_mask: PayloadMask = NOTHING,
     ) -> None:
+        """`payload_mask`: what of payloads is not published."""
+        self._payload_mask = payload_mask
         self._outbox = outbox
         self._publisher = publisher
         self._relay_id = relay_id
@@ -276,6 +280,8 @@ class Relay:
         events = await self._outbox.pending(self._relay_id, limit=self._batch_events, max_bytes=self._batch_bytes)
         if not events:
             return Pass()
+        if self._payload_mask:
+            events = [_masked(event, self._payload_mask) for event in events]
         # A failed compensation goes to the dead letters first. Were it the other way round, an event whose copy cannot
         # be sent just now would be sent again and again.
         copies = [event for event in events if event.event_type == EventType.SAGA_COMPENSATION_FAILED]
@@ -383,6 +389,14 @@ class Relay:
         elif trouble is None and self.trouble is not None:
             log.info("relay_resumed")
         self.trouble = trouble
+
+
+def _masked(event: OutboxEvent, mask: PayloadMask) -> OutboxEvent:
+    return msgspec.structs.replace(
+        event,
+        payload=mask.json(event.payload),
+        error_message=None if event.error_message is None else mask.text(event.error_message),
+    )
 
 
 def _dead(event: OutboxEvent, message: Message, reason: str) -> DeadMessage:

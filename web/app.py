@@ -19,6 +19,7 @@ from saga import audit
 from saga.access import Authenticator, Permission
 from saga.drain import Drain
 from saga.errors import Invalid, NotFound, PermissionDenied, SagaError
+from saga.payload_mask import NOTHING, PayloadMask
 from saga.readiness import Readiness
 from saga.service import SagaService
 from saga.tracing import Tracer
@@ -57,11 +58,13 @@ def create_app(
     tracer: Tracer | None = None,
     readiness: Readiness | None = None,
     shared_metrics: SharedMetrics | None = None,
+    payload_mask: PayloadMask = NOTHING,
 ) -> QuartTrio:
     """The application; serve it with `serving.serve_rest`.
 
     `authenticator`: tells who asks. `drain`: begun by whoever stops the process, ends long polls. Without
     `readiness` and `meter` the application has ones of its own; with `shared_metrics` it tells of other workers' too.
+    `payload_mask`: what the pages do not show.
     """
     meter = meter or PrometheusMeter()
     api = Api(service, drain, readiness or Readiness(service, drain))
@@ -81,7 +84,7 @@ def create_app(
     access = {operation.name: operation.permission for operation in api.operations}
     add_sign_in(app, authenticator, {**access, **DOCUMENTS, **PAGES, **SIGN_IN}, PAGES)
     _add_documents(app, service, api, meter, shared_metrics, version)
-    add_pages(app, service)
+    add_pages(app, service, payload_mask)
     _answer_errors(app, api)
     inner = cast(Any, app.asgi_app)
     door = Door(inner, api, authenticator, meter, tracer or Tracer(), drain, service.max_payload_bytes)

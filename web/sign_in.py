@@ -43,7 +43,7 @@ SIGN_IN: Mapping[str, Permission] = {
 }
 """The routes of this file."""
 
-_PAGE_PATH = re.compile(r"/(sagas/[0-9A-Za-z-]{1,64})?(\?[!-~]*)?")
+_PAGE_PATH = re.compile(r"/(audit|sagas/[0-9A-Za-z-]{1,64})?(\?[!-~]*)?")
 """Where a sign-in may lead: our pages, never another site."""
 
 

@@ -33,7 +33,8 @@ async def entered(store: Store, where: AuditFilter = EVERYTHING) -> list[NewAudi
 
 
 def retry(**changes: Any) -> NewAuditEntry:
-    return NewAuditEntry(**({"action": AuditAction.RETRY_COMPENSATION, "asked_by": ALICE} | changes))
+    fields: dict[str, Any] = {"action": AuditAction.RETRY_COMPENSATION, "asked_by": ALICE}
+    return NewAuditEntry(**(fields | changes))
 
 
 def denied(asked_by: Requester = BOB, **changes: Any) -> NewAuditEntry:

@@ -204,6 +204,7 @@ async def test_openapi_describes_every_call_with_its_types_and_errors(site: Site
         ("post", "/api/v1/workflows"),
         ("get", "/api/v1/workflows"),
         ("get", "/api/v1/workflows/{name}"),
+        ("get", "/api/v1/audit"),
         ("get", "/healthz"),
         ("get", "/readyz"),
     }

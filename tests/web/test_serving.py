@@ -190,7 +190,7 @@ async def test_a_cancel_whose_client_leaves_is_finished_all_the_same(
     async def gated(saga_id: str, asked_by: Requester) -> Any:
         reached.set()
         await opened.wait()
-        return await cancel(saga_id)
+        return await cancel(saga_id, asked_by)
 
     monkeypatch.setattr(site.house.store, "request_cancel_unless_terminal", gated)
     with trio.fail_after(5):
