@@ -386,7 +386,7 @@ def _authenticator(config: Config, keys: KeySet | None) -> Authenticator:
     if config.auth is None or keys is None:
         return OpenAccess()
     if not config.auth.is_key_source_safe:
-        log.warning("jwks_over_cleartext: whoever is between this server and its issuer can make tokens; use https")
+        log.warning("jwks_over_cleartext message=%s", "whoever is between this server and its issuer can make tokens")
     return TokenVerifier(keys, issuer=config.auth.issuer, audience=config.auth.audience)
 
 

@@ -128,24 +128,6 @@ def test_a_bad_configuration_is_refused_with_every_path(tmp_path: Path) -> None:
             assert path in server.log
 
 
-@pytest.mark.parametrize(
-    ("section", "says"),
-    [
-        (
-            {"auth": {"jwks_url": "http://127.0.0.1/jwks", "issuer": "i", "audience": "a"}},
-            "auth: this release does not",
-        ),
-    ],
-)
-def test_what_is_not_there_yet_is_refused_rather_than_left_out(
-    tmp_path: Path, section: dict[str, Any], says: str
-) -> None:
-    with server_process(tmp_path, section) as server:
-        server.spawn()
-        assert server.wait() == 1
-        assert says in server.log
-
-
 def test_without_auth_it_listens_on_loopback_only_unless_insecure(tmp_path: Path) -> None:
     everywhere = {"server": {"host": "0.0.0.0", **two_free_ports()}}
     with server_process(tmp_path, everywhere) as server:
@@ -156,6 +138,17 @@ def test_without_auth_it_listens_on_loopback_only_unless_insecure(tmp_path: Path
         server.port = everywhere["server"]["port"]
         server.start()
         assert "no_access_control" in server.log
+
+
+def test_with_auth_it_listens_everywhere_and_says_so_when_its_keys_could_be_forged_on_the_way(tmp_path: Path) -> None:
+    auth = {"jwks_url": "http://issuer.invalid/jwks", "issuer": "i", "audience": "a"}
+    everywhere = {"server": {"host": "0.0.0.0", **two_free_ports()}, "auth": auth}
+    with server_process(tmp_path, everywhere) as server:
+        server.port = everywhere["server"]["port"]
+        server.start()
+        assert server.call("GET", "/api/v1/sagas")[0] == 401
+        assert "jwks_over_cleartext" in server.log
+        assert "no_access_control" not in server.log
 
 
 def test_a_bad_workflow_file_is_reported_by_name_and_line_and_the_others_load(tmp_path: Path) -> None:

@@ -69,26 +69,21 @@ async def test_the_cookie_is_out_of_reach_and_lasts_as_long_as_its_token(idp: Is
         assert cookie_of(behind_a_proxy)["secure"]
 
 
-@pytest.mark.parametrize(
-    ("pasted", "status", "told"),
-    [
-        ("", 401, "the token is malformed"),
-        ("garbage", 401, "the token is malformed"),
-        ("<script>", 401, "the token is malformed"),
-        ("expired", 401, "the token has expired"),
-        ("powerless", 403, "none of the roles in the token may read sagas"),
-        ("x" * (MAX_COOKIE_CHARS + 1), 400, "longer than the 3800 characters"),
-    ],
-    ids=["nothing", "garbage", "markup", "expired", "no roles", "too long"],
-)
-async def test_a_token_that_is_no_good_is_not_kept(idp: Issuer, pasted: str, status: int, told: str) -> None:
-    known = {"expired": token(exp=1), "powerless": token_of()}
+async def test_a_token_that_is_no_good_is_not_kept(idp: Issuer) -> None:
     async with guarded_site(idp) as site:
-        answer = await sign_in(site, known.get(pasted, pasted))
-        assert answer.status_code == status
-        assert told in answer.text
-        assert "Set-Cookie" not in answer.headers
-        assert "<script>" not in answer.text
+        for pasted, status, told in (
+            ("", 401, "the token is malformed"),
+            ("garbage", 401, "the token is malformed"),
+            ("<script>", 401, "the token is malformed"),
+            (token(exp=1), 401, "the token has expired"),
+            (token_of(), 403, "none of the roles in the token may read sagas"),
+            ("x" * (MAX_COOKIE_CHARS + 1), 400, "longer than the 3800 characters"),
+        ):
+            answer = await sign_in(site, pasted)
+            assert answer.status_code == status
+            assert told in answer.text
+            assert "Set-Cookie" not in answer.headers
+            assert "<script>" not in answer.text
 
 
 async def test_a_cookie_that_is_no_good_shows_the_way_in_again(idp: Issuer) -> None:
@@ -143,23 +138,20 @@ async def test_no_other_site_signs_anybody_in_or_out(idp: Issuer) -> None:
         assert answer.status_code == 303
 
 
-@pytest.mark.parametrize(
-    "onward",
-    [
-        "https://evil.example/",
-        "//evil.example/",
-        "/\\evil.example/",
-        "/sagas/../../evil",
-        "/sagas/x\r\nSet-Cookie: a=b",
-        "javascript:alert(1)",
-        "/api/v1/sagas",
-        "",
-    ],
-)
-async def test_a_sign_in_leads_to_our_pages_only(idp: Issuer, onward: str) -> None:
+async def test_a_sign_in_leads_to_our_pages_only(idp: Issuer) -> None:
     async with guarded_site(idp) as site:
-        answer = await sign_in(site, token_of("sys_auditor"), next=onward)
-        assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+        for onward in (
+            "https://evil.example/",
+            "//evil.example/",
+            "/\\evil.example/",
+            "/sagas/../../evil",
+            "/sagas/x\r\nSet-Cookie: a=b",
+            "javascript:alert(1)",
+            "/api/v1/sagas",
+            "",
+        ):
+            answer = await sign_in(site, token_of("sys_auditor"), next=onward)
+            assert (answer.status_code, answer.headers["Location"]) == (303, "/"), onward
 
 
 async def test_without_access_control_the_pages_are_open_and_know_no_sign_out(site: Site) -> None:
