@@ -20,7 +20,7 @@ from server.config import ClientAuth, Config, ServerTls
 
 log = logging.getLogger("saga.server.tls")
 
-RELOAD_SECS = 2.0
+RELOAD_SECS = 1.0
 """How often the files are looked at. A guess: they are a few kilobytes, and who replaces them expects no delay."""
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -72,7 +72,7 @@ class ServerContexts:
         try:
             self._rest, self._grpc = self._made()
         except TlsFilesInvalid as error:
-            log.error("tls_files_unusable error=%s (the certificate of before stays in use)", error)
+            log.error("tls_files_unusable in_use=%s error=%s", "the certificate of before", error)
             return False
         log.info("tls_reloaded cert_file=%s", self._settings.cert_file)
         return True

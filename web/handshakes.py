@@ -46,7 +46,7 @@ class Handshakes:
                 return False
             finally:
                 self._under_way.pop(scope, None)
-        log.info("tls_handshake_failed error=not finished in time")
+        log.info("tls_handshake_failed error=%s", "not finished in time")
         return False
 
     def cut(self) -> None:
