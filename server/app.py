@@ -44,6 +44,7 @@ from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 from server.config import Config, ConfigInvalid, KafkaConfig
 from server.errors import CannotStart
 from server.jwks import KeySet
+from server.redaction import Mask, secrets_of
 from server.tls import ServerContexts, TlsFilesInvalid, file_problems
 from server.tokens import TokenVerifier
 from server.version import product_version
@@ -363,6 +364,7 @@ def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter) -> Tr
 
     tracer = otlp_tracer(
         otlp.endpoint,
+        Mask(secrets_of(config), PayloadMask(config.observability.redact)),
         name=config.app.name,
         version=product_version(),
         environment=config.app.environment,

@@ -23,6 +23,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from saga.tracing import Span, Tracer
+from server.redaction import Mask
 
 log = logging.getLogger("saga.tracing")
 
@@ -40,12 +41,16 @@ _KINDS = {"internal": SpanKind.INTERNAL, "server": SpanKind.SERVER, "client": Sp
 
 
 class OtlpTracer(Tracer):
-    """Hands spans to `exporter`. `exported` and `lost` count them; those that wait are in neither."""
+    """Hands spans to `exporter`. `exported` and `lost` count them; those that wait are in neither. What participants
+    say goes through `mask` before it leaves the house."""
 
     enabled = True
 
-    def __init__(self, exporter: SpanExporter, resource: Resource, *, queue_spans: int = QUEUE_SPANS) -> None:
+    def __init__(
+        self, exporter: SpanExporter, resource: Resource, mask: Mask, *, queue_spans: int = QUEUE_SPANS
+    ) -> None:
         self._exporter = exporter
+        self._mask = mask
         self._resource = resource
         self._scope = InstrumentationScope("saga")
         self._queue: deque[Span] = deque()
@@ -126,7 +131,7 @@ class OtlpTracer(Tracer):
             resource=self._resource,
             attributes=span.attributes,
             kind=_KINDS[span.kind],
-            status=Status(StatusCode.UNSET) if span.error is None else Status(StatusCode.ERROR, span.error),
+            status=Status(StatusCode.UNSET) if span.error is None else Status(StatusCode.ERROR, self._mask(span.error)),
             start_time=_nanoseconds(span.started_at),
             end_time=_nanoseconds(span.ended_at),
             instrumentation_scope=self._scope,
@@ -137,7 +142,7 @@ def _nanoseconds(instant: datetime) -> int:
     return int(instant.timestamp() * 1_000_000) * 1_000
 
 
-def otlp_tracer(endpoint: str, *, name: str, version: str, environment: str, worker_id: str) -> OtlpTracer:
+def otlp_tracer(endpoint: str, mask: Mask, *, name: str, version: str, environment: str, worker_id: str) -> OtlpTracer:
     """A tracer for the collector at `endpoint`. What else there is to say about it comes from OpenTelemetry's own
     environment variables: OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT, _CERTIFICATE, _COMPRESSION, OTEL_RESOURCE_ATTRIBUTES,
     OTEL_SERVICE_NAME."""
@@ -151,4 +156,4 @@ def otlp_tracer(endpoint: str, *, name: str, version: str, environment: str, wor
             "deployment.environment.name": environment,
         }
     )
-    return OtlpTracer(OTLPSpanExporter(endpoint=endpoint.rstrip("/") + TRACES_PATH), resource)
+    return OtlpTracer(OTLPSpanExporter(endpoint=endpoint.rstrip("/") + TRACES_PATH), resource, mask)

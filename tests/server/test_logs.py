@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from saga import log_fields
+from saga.payload_mask import PayloadMask
 from server.config import Secret, load_config
 from server.logs import JsonLines, LineHandler, TextLines, template_of
 from server.redaction import Mask, secrets_of
@@ -60,6 +61,7 @@ def log_calls() -> Iterator[tuple[str, str]]:
                 if node.func.attr in LEVELS and ast.unparse(node.func.value) in {"log", "_log"}:
                     template = node.args[node.func.attr == "log"]
                     assert isinstance(template, ast.Constant), f"{file.name}:{node.lineno}: no constant"
+                    assert isinstance(template.value, str)
                     yield f"{file.name}:{node.lineno}", template.value
 
 
@@ -166,6 +168,13 @@ def test_a_secret_is_in_no_line_wherever_it_came_from(text: str) -> None:
 def test_what_is_no_secret_stays_as_it_is() -> None:
     for text in ("no password given", "http://host:80/path", "the basic idea", "bearer of news"):
         assert Mask([Secret("short")])(f"short: {text}") == f"short: {text}"
+
+
+def test_fields_of_payloads_are_hidden_in_what_a_participant_says() -> None:
+    mask = Mask(fields=PayloadMask(["card", "customer.name"]))
+    told = record("step_failed error=%s", 'no: {"card": "4111 1111"}, name=Zoe', error=RuntimeError("card=4111"))
+    for shown in (JsonLines(mask, None).format(told), TextLines(mask, None).format(told)):
+        assert not re.search("1111|4111|Zoe", shown), shown
 
 
 def test_every_secret_of_the_configuration_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from saga.tracing import Span, TraceContext
+from server.redaction import Mask
 from server.spans import BATCH_SPANS, OtlpTracer
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -51,7 +52,7 @@ def span(name: str, *, sampled: bool = True) -> Span:
 
 
 def tracer_on(gate: Gate, queue_spans: int) -> OtlpTracer:
-    return OtlpTracer(gate, Resource({}), queue_spans=queue_spans)
+    return OtlpTracer(gate, Resource({}), Mask(), queue_spans=queue_spans)
 
 
 def test_spans_come_in_order_in_batches_and_those_not_to_be_kept_do_not() -> None:

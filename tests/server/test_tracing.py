@@ -31,7 +31,7 @@ steps:
     retry: {initial_interval_ms: 20}
   - {name: ship, service: shop, method: Shipping.Ship, compensate: Shipping.Recall}
 """
-REFUSED = [{"status": "FAILED_PRECONDITION", "message": "no"}]
+REFUSED = [{"status": "FAILED_PRECONDITION", "message": "no, by password=s3cret"}]
 TRACE, OTHER_TRACE = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
 
@@ -62,7 +62,11 @@ def by_name(spans: list[Seen]) -> dict[str, list[Seen]]:
 
 
 def test_one_trace_holds_a_saga_and_its_attempts_across_sigkill_and_restart(tmp_path: Path) -> None:
-    charge = [{"hang": True, "times": 1}, {"status": "UNAVAILABLE", "times": 1}, {"answer": {"ok": True}}]
+    charge: list[dict[str, Any]] = [
+        {"hang": True, "times": 1},
+        {"status": "UNAVAILABLE", "times": 1},
+        {"answer": {"ok": True}},
+    ]
     with (
         collector() as kept,
         participant(flavour="grpcio", script={"Charge": charge, "Ship": REFUSED}) as shop,
@@ -113,6 +117,7 @@ def test_one_trace_holds_a_saga_and_its_attempts_across_sigkill_and_restart(tmp_
         outcomes = [span.attributes["rpc.response.status_code"] for span in attempts.values()]
         assert sorted(outcomes) == ["FAILED_PRECONDITION", "OK", "OK", "OK", "OK", "UNAVAILABLE"]
         assert [span.failed for span in spans["execute charge"]] == [True, False]
+        assert spans["execute ship"][0].message == "FAILED_PRECONDITION: no, by password=***"
         # Two processes told of it.
         assert len({span.resource["service.instance.id"] for span in kept.spans(trace_id)}) == 2
 
