@@ -148,7 +148,10 @@ def with_key(path: str, value: str) -> str:
         ("auth.issuer", "https://issuer", "https://issuer"),
         ("auth.audience", "orders", "orders"),
         ("auth.jwks_cache_ttl_secs", "60", 60.0),
+        ("saga.audit_retention_days", "365", 365.0),
         ("observability.log.level", "debug", LogLevel.DEBUG),
+        ("observability.redact", "[card, customer.card.number]", ("card", "customer.card.number")),
+        ("observability.redact", "[]", ()),
     ],
 )
 def test_every_key_is_read(path: str, value: str, read: Any) -> None:
@@ -213,6 +216,7 @@ LISTEN = "int from 0 to 65535"
         ("auth.issuer", "''", "expected string of 1 to 2048 characters, got 0"),
         ("auth.audience", "null", "expected string of 1 to 2048 characters, got null"),
         ("auth.jwks_cache_ttl_secs", "0", "expected number from 1 to 604800, got 0"),
+        ("observability.redact", "card", "expected a list of names or dotted paths of fields, got the string 'card'"),
         ("observability.log.level", "loud", "expected debug or info or warning or error, got the string 'loud'"),
     ],
 )
@@ -261,6 +265,11 @@ def test_an_empty_section_does_not_count_as_left_out_where_that_would_switch_som
         (
             "services: {pay: {host: h, port: 1, tls: {ca: 1}}}",
             "c.yaml:1:42: services.pay.tls.ca: unknown key; known: ca_file, cert_file, key_file, server_name",
+        ),
+        (
+            "observability: {redact: [a..b]}",
+            "c.yaml:1:26: observability.redact[0]: expected the name of a field, or a path of names with dots between"
+            " them, got the string 'a..b'",
         ),
         ("observability: {log: {color: x}}", "c.yaml:1:23: observability.log.color: unknown key; known: format, level"),
     ],

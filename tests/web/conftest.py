@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from saga.access import Authenticator, OpenAccess
+from saga.payload_mask import NOTHING, PayloadMask
 from tests.support.orchestrator import House, orchestrator
 from web.app import create_app
 from web.metrics import PrometheusMeter
@@ -44,7 +45,10 @@ class Site:
 
 @asynccontextmanager
 async def open_site(
-    max_payload_bytes: int = 1 << 20, grace_secs: float = 5.0, authenticator: Authenticator | None = None
+    max_payload_bytes: int = 1 << 20,
+    grace_secs: float = 5.0,
+    authenticator: Authenticator | None = None,
+    payload_mask: PayloadMask = NOTHING,
 ) -> AsyncIterator[Site]:
     meter = PrometheusMeter()
     async with orchestrator(meter, max_payload_bytes) as house, trio.open_nursery() as nursery:
@@ -54,6 +58,7 @@ async def open_site(
             drain=house.drain,
             version="1.2.3",
             meter=meter,
+            payload_mask=payload_mask,
         )
         started: list[Site] = []
 
