@@ -26,13 +26,19 @@ def authority(name: str = "trusted") -> trustme.CA:
 
 
 def certificate(
-    folder: Path, *names: str, by: str = "trusted", expired: bool = False, called: str = "server"
+    folder: Path,
+    *names: str,
+    common_name: str | None = None,
+    by: str = "trusted",
+    expired: bool = False,
+    called: str = "server",
 ) -> Certificate:
     """A certificate for `names` (localhost and 127.0.0.1, if there are none), in files of `folder` whose names begin
     with `called`. Written again, it is another one in the same files."""
     now = datetime.now(UTC)
     issued = authority(by).issue_cert(
         *(names or ("localhost", "127.0.0.1")),
+        common_name=common_name,
         not_before=now - timedelta(days=10),
         not_after=now - timedelta(days=1) if expired else now + timedelta(days=10),
         key_type=trustme.KeyType.ECDSA,
