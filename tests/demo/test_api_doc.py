@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import shutil
@@ -64,20 +63,3 @@ def test_every_example_gives_the_answer_that_is_shown(port: int) -> None:
             ids.setdefault(shown, ours)
         expected = ID.sub(lambda match: ids[match[0]], answer)
         assert parts(done.stdout) == parts(expected), command
-
-
-def test_every_metric_is_in_the_document_with_its_type_and_no_other(port: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-    finally:
-        connection.close()
-
-    scraped = {
-        name: kind for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE) if "_created" not in name
-    }
-    assert dict(re.findall(r"^\| `(saga_\w+)` \| (\w+) \|", API, re.MULTILINE)) == scraped
-    for name, labels in re.findall(r"^\| `(saga_\w+)` \| \w+ \| ([^|]*)\|", API, re.MULTILINE):
-        for series in re.findall(rf"^{name}(?:_count)?{{(.*)}} ", text, re.MULTILINE):
-            assert sorted(re.findall(r'(\w+)="', series)) == sorted(labels.replace("`", "").split()), name
