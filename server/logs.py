@@ -97,11 +97,12 @@ def _log_unraisable(told: Any) -> None:
 
 
 class Field(NamedTuple):
-    """`name=%s`; or `name=http://%s:%d`, of which `form` is the right side and `arity` 2."""
+    """`name=%s`; or `name=http://%s:%d`, of which `form` is the right side, `arity` 2, and which is no `plain` one."""
 
     name: str
     form: str
     arity: int
+    plain: bool
 
 
 class Template(NamedTuple):
@@ -124,7 +125,10 @@ def template_of(message: object) -> Template | None:
         return None
     known = _templates.get(message)
     if known is None and _TEMPLATE.fullmatch(message):
-        fields = tuple(Field(name, form, len(_SPEC.findall(form))) for name, form in _FIELD.findall(message))
+        fields = tuple(
+            Field(name, form, len(_SPEC.findall(form)), _SPEC.fullmatch(form) is not None)
+            for name, form in _FIELD.findall(message)
+        )
         known = _templates[message] = Template(message.partition(" ")[0], fields)
     return known
 
@@ -153,15 +157,20 @@ class Lines(logging.Formatter):
         if template is not None and len(arguments) == sum(field.arity for field in template.fields):
             event = template.event
             left = iter(arguments)
-            for name, form, arity in template.fields:
-                told = tuple(islice(left, arity))
-                fields[name] = self._value(form, told[0]) if arity == 1 else self._text(form % told)
+            for name, form, arity, plain in template.fields:
+                fields[name] = _value(form, next(left)) if plain else form % tuple(islice(left, arity))
         else:
             event = LIBRARY_EVENT
-            fields["message"] = self._text(_message(record))
+            fields["message"] = _message(record)
         for name, known in log_fields.current().items():
-            if name not in fields:
-                fields[name] = self._text(known)
+            fields.setdefault(name, known)
+        # As a rule there is nothing to mask or to cut, which is seen at once for all of them. A line end parts texts
+        # for the mask as their ends do.
+        texts = "\n".join([value for value in fields.values() if isinstance(value, str)])
+        if len(texts) > MAX_VALUE_CHARS or not texts.isascii() or self._mask(texts) != texts:
+            for name, value in fields.items():
+                if isinstance(value, str):
+                    fields[name] = self._text(value, MAX_VALUE_CHARS)
         traceback = None
         if record.exc_info and record.exc_info[0] is not None:
             traceback = self.formatException(record.exc_info)
@@ -171,17 +180,7 @@ class Lines(logging.Formatter):
             traceback = self._text(traceback, MAX_TRACEBACK_CHARS)
         return Line(event, fields, traceback)
 
-    def _value(self, form: str, value: object) -> str | int | float | bool | None:
-        if not form.startswith("%") or not _SPEC.fullmatch(form):
-            return self._text(form % value)
-        if value is None or isinstance(value, bool | int):
-            return value
-        if isinstance(value, float):
-            return float(form % value) if form[-1] in "fg" and isfinite(value) else str(value)
-        # A repr of a text only says where it ends, which both forms of a line do by themselves.
-        return self._text(repr(value) if form[-1] == "r" and not isinstance(value, str) else str(value))
-
-    def _text(self, text: str, most: int = MAX_VALUE_CHARS) -> str:
+    def _text(self, text: str, most: int) -> str:
         if not text.isascii():
             # A lone surrogate is no character to UTF-8, nor to readers of JSON.
             text = text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -244,6 +243,15 @@ def _escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def _value(form: str, value: object) -> str | int | float | bool | None:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return float(form % value) if form[-1] in "fg" and isfinite(value) else str(value)
+    # A repr of a text only says where it ends, which both forms of a line do by themselves.
+    return repr(value) if form[-1] == "r" and not isinstance(value, str) else str(value)
+
+
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
@@ -265,6 +273,8 @@ class LineHandler(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
+        self._ready = select.poll()
+        self._ready.register(descriptor, select.POLLOUT)
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self.lost = 0
@@ -295,9 +305,7 @@ class LineHandler(logging.Handler):
         with self.lock or threading.RLock():
             ends_at = time.monotonic() + secs
             while self._waiting:
-                ready = select.poll()
-                ready.register(self._descriptor, select.POLLOUT)
-                if not ready.poll(max(0.0, ends_at - time.monotonic()) * 1000):
+                if not self._ready.poll(max(0.0, ends_at - time.monotonic()) * 1000):
                     return
                 line = self._waiting[0]
                 try:
