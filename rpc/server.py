@@ -57,7 +57,7 @@ log = logging.getLogger("saga.rpc.server")
 MESSAGE_SLACK_BYTES = 64 * 1024
 """What a request may have beside its payload or its workflow."""
 DEFAULT_PAGE_SIZE = 20
-HEALTH_KEPT_SECS = 5.0
+HEALTH_KEPT_SECS = 1.0
 """How long a health answer is given again before the store is asked anew: probes come often and from many sides."""
 HEALTH_CHECK_SECS = 5.0
 STOP_SECS = 5.0

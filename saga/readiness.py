@@ -25,8 +25,8 @@ CHECK_SECS = 3.0
 """How long one check may take. A guess: shorter than the probes' usual patience."""
 REPORT_SECS = 5.0
 """How often the process asks itself when nobody asks, so that a change is logged and the metrics are no older."""
-SCHEMA_KEPT_SECS = 5.0
-"""How long the state of the schema is told again: anyone may ask, and nobody migrates that often."""
+SCHEMA_KEPT_SECS = 1.0
+"""How long the state of the schema is told again: anyone may ask, and it changes with a release."""
 
 OK = "ok"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -18,7 +19,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from saga import audit
 from saga.access import Authenticator, Permission
 from saga.drain import Drain
-from saga.errors import Invalid, NotFound, PermissionDenied, SagaError
+from saga.errors import Invalid, NotFound, PermissionDenied
 from saga.payload_mask import NOTHING, PayloadMask
 from saga.readiness import Readiness
 from saga.service import SagaService
@@ -33,6 +34,8 @@ from web.pages import PAGES, add_pages
 from web.shared_metrics import SharedMetrics
 from web.shield_last import shield_last
 from web.sign_in import SIGN_IN, add_sign_in
+
+log = logging.getLogger("saga.web")
 
 COUNT_SECS = 2.0
 """How long a scrape waits for the store to count open sagas."""
@@ -147,8 +150,8 @@ def _add_documents(
             with trio.move_on_after(COUNT_SECS):
                 try:
                     meter.set_store_counts(await service.count_open(), await service.undo_debt())
-                except SagaError:
-                    pass
+                except Exception as error:  # noqa: BLE001  # whatever is wrong with the store, a scrape tells the rest
+                    log.warning("store_not_counted error=%s", error)
             counted_until += 10 * (trio.current_time() - asked_at)
         body = meter.render() if shared is None else await shared.render()
         return _response(Reply(status=200, body=body, content_type=CONTENT_TYPE))
