@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rpc.settings import ServiceSettings, ServiceTls
 from server.config import (
     AppConfig,
+    ClientAuth,
     Config,
     ConfigInvalid,
     LogLevel,
@@ -23,6 +24,7 @@ from server.config import (
     Secret,
     SecurityProtocol,
     ServerConfig,
+    ServerTls,
     SslMode,
     load_config,
 )
@@ -108,6 +110,12 @@ def with_key(path: str, value: str) -> str:
         ("server.port", "0", 0),
         ("server.port", "65535", 65535),
         ("server.grpc_port", "0", 0),
+        (
+            "server.tls",
+            "{cert_file: c, key_file: k, client_ca_file: a, client_auth: optional}",
+            ServerTls(cert_file="c", key_file="k", client_ca_file="a", client_auth=ClientAuth.OPTIONAL),
+        ),
+        ("server.tls", "{cert_file: c, key_file: k}", ServerTls(cert_file="c", key_file="k")),
         ("database.host", "db", "db"),
         ("database.host", "/run/postgresql", "/run/postgresql"),
         ("database.port", "65535", 65535),
@@ -115,6 +123,7 @@ def with_key(path: str, value: str) -> str:
         ("database.user", "'12'", "12"),
         ("database.password", "'p w'", Secret("p w")),
         ("database.ssl_mode", "verify-full", SslMode.VERIFY_FULL),
+        ("database.ssl_root_cert", "ca.pem", "ca.pem"),
         ("database.max_open_conns", "50", 50),
         ("database.max_idle_conns", "0", 0),
         ("database.conn_max_lifetime", "90", 90.0),
@@ -201,6 +210,9 @@ LISTEN = "int from 0 to 65535"
         ("services.payment.tls", "maybe", "expected true or false, got the string 'maybe'"),
         ("services.payment.tls", "yes", "expected true or false, got yes, a boolean to some YAML readers"),
         ("services.payment.tls", "{cert_file: c.pem}", "expected cert_file and key_file together"),
+        ("database.ssl_key", "k.pem", "expected ssl_cert and ssl_key together"),
+        ("kafka.tls", "{ca_file: c.pem}", "is not used with security_protocol PLAINTEXT; expected SSL or SASL_SSL"),
+        ("server.tls", "true", "expected a map, got true; leave the key out to do without"),
         ("saga.max_concurrent", "0", "expected int from 1 to 1000000, got 0"),
         ("saga.workflow_dir", "1", "expected string of 1 to 4096 characters, got 1"),
         ("saga.data_dir", "{}", "expected string of 1 to 4096 characters, got a map"),
@@ -235,6 +247,7 @@ def test_every_key_is_refused_outside_its_range_with_file_line_and_column(path: 
         ("kafka: {}", ["kafka.brokers"]),
         ("auth: {}", ["auth.jwks_url", "auth.issuer", "auth.audience"]),
         ("services: {payment: {}}", ["services.payment.host", "services.payment.port"]),
+        ("server: {tls: {}}", ["server.tls.cert_file", "server.tls.key_file"]),
         ("kafka: {brokers: ['k:1'], security_protocol: SASL_SSL}", ["kafka.sasl"]),
         ("kafka: {brokers: ['k:1'], security_protocol: SASL_SSL, sasl: {password: x}}", ["kafka.sasl.username"]),
     ],
@@ -256,6 +269,10 @@ def test_an_empty_section_does_not_count_as_left_out_where_that_would_switch_som
     ("text", "problem"),
     [
         ("sever: {}", "c.yaml:1:1: sever: unknown key; did you mean server?"),
+        (
+            "server: {tls: {cert_file: c, key_file: k, client_auth: required}}",
+            "c.yaml:1:57: server.tls.client_auth: expected client_ca_file with it: the authorities of the clients",
+        ),
         ("server: {prot: 1}", "c.yaml:1:10: server.prot: unknown key; did you mean port?"),
         ("saga: {lease: 1}", "c.yaml:1:8: saga.lease: unknown key; did you mean lease_secs?"),
         (

@@ -185,10 +185,13 @@ def test_a_password_from_outside_replaces_the_file_that_was_named() -> None:
 # --- infrastructure/database: the URL --------------------------------------------------------------------------------
 
 
+FILES = "sslrootcert=ca.pem&sslcert=c.pem&sslkey=k.pem"
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
 def test_the_database_url_makes_the_section(scheme: str) -> None:
     config = load_config(
-        None, {"DATABASE_URL": f"{scheme}://u%40x:p%2F%3A%25@db.example.com:6543/my%20db?sslmode=require"}
+        None, {"DATABASE_URL": f"{scheme}://u%40x:p%2F%3A%25@db.example.com:6543/my%20db?sslmode=verify-ca&{FILES}"}
     )
     assert database_of(config) == DatabaseConfig(
         host="db.example.com",
@@ -196,8 +199,13 @@ def test_the_database_url_makes_the_section(scheme: str) -> None:
         name="my db",
         user="u@x",
         password=Secret("p/:%"),
-        ssl_mode=SslMode.REQUIRE,
+        ssl_mode=SslMode.VERIFY_CA,
+        ssl_root_cert="ca.pem",
+        ssl_cert="c.pem",
+        ssl_key="k.pem",
     )
+    assert config.database is not None
+    assert config.database.dsn().endswith(f"/my%20db?sslmode=verify-ca&{FILES}")
 
 
 def test_the_database_url_goes_over_the_file_and_an_override_over_the_url() -> None:
@@ -233,7 +241,11 @@ def test_an_empty_database_url_is_as_none() -> None:
             "postgres://u:hunter2@h/d?sslmode",
             "expected postgresql://user:password@host:port/name?sslmode=..., got some",
         ),
-        ("postgres://u:hunter2@h/d?ssl=1", "unknown parameter ssl; known: sslmode, host, port, user, password, dbname"),
+        (
+            "postgres://u:hunter2@h/d?ssl=1",
+            "unknown parameter ssl; known: sslmode, sslrootcert, sslcert, sslkey, host, ",
+        ),
+        ("postgres://u:hunter2@h/d?sslkey=k.pem", "expected ssl_cert and ssl_key together"),
         (
             "postgres://u:hunter2@h/d?sslmode=yes",
             "expected disable or allow or prefer or require or verify-ca or verify",

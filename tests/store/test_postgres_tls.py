@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bridge import open_loop, run_aio
@@ -39,8 +40,9 @@ def tls_server(shown: Certificate) -> Iterator[PostgresServer]:
 
 async def encrypted(server: PostgresServer, mode: SslMode, **more: Any) -> bool:
     """Whether a connection that came about is a TLS one."""
-    settings = {"host": "localhost", "port": server.port, "name": "postgres", "user": "postgres", "ssl_mode": mode}
-    config = DatabaseConfig(**(settings | more))
+    config = msgspec.structs.replace(
+        DatabaseConfig(name="postgres", user="postgres", host="localhost", port=server.port, ssl_mode=mode), **more
+    )
 
     async def ask() -> bool:
         with translated():
@@ -140,4 +142,6 @@ async def test_the_store_works_over_verified_tls(tls_server: PostgresServer, sho
         async with open_loop(), open_postgres(config.dsn(), events=True) as store:
             new = new_saga()
             await store.create(new)
-            assert (await store.get(new.saga_id)).saga_id == new.saga_id
+            found = await store.get(new.saga_id)
+            assert found is not None
+            assert found.payload == new.payload
