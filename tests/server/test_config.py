@@ -271,7 +271,7 @@ def test_an_empty_section_does_not_count_as_left_out_where_that_would_switch_som
         ("sever: {}", "c.yaml:1:1: sever: unknown key; did you mean server?"),
         (
             "server: {tls: {cert_file: c, key_file: k, client_auth: required}}",
-            "c.yaml:1:57: server.tls.client_auth: expected client_ca_file with it: the authorities of the clients",
+            "c.yaml:1:56: server.tls.client_auth: expected client_ca_file with it: the authorities of the clients",
         ),
         ("server: {prot: 1}", "c.yaml:1:10: server.prot: unknown key; did you mean port?"),
         ("saga: {lease: 1}", "c.yaml:1:8: saga.lease: unknown key; did you mean lease_secs?"),
