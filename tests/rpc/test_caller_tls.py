@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.rpc.calling import calling, step
 from tests.support.certificates import certificate
 from tests.support.participants import Codec, Flavour, Participant, participant
 
+CODECS: tuple[Codec, Codec] = ("protobuf", "json")
+"""With the first the participant is asked for its methods before it is called: two ways to connect."""
 BOTH: tuple[Flavour, Flavour] = ("grpclib", "grpcio")
 
 
@@ -69,40 +72,37 @@ async def test_the_certificate_has_to_carry_the_host_or_the_name_that_is_configu
         assert len(shop.calls()) == 1
 
 
-@pytest.mark.parametrize("codec", ["protobuf", "json"])
-async def test_an_expired_certificate_is_not_accepted(codec: Codec, tmp_path: Path) -> None:
+async def test_an_expired_certificate_is_not_accepted(tmp_path: Path) -> None:
     shown = certificate(tmp_path, expired=True)
-    with participant("grpclib", codec=codec, certificate=shown) as shop:
-        message = told(await answer_of({"shop": settings(shop, ServiceTls(ca_file=shown.ca_file))}))
-        assert "TLS: its certificate is not accepted: certificate has expired" in message
+    with participant("grpclib", certificate=shown) as shop:
+        for codec in CODECS:
+            message = told(await answer_of({"shop": settings(shop, ServiceTls(ca_file=shown.ca_file), codec)}))
+            assert "TLS: its certificate is not accepted: certificate has expired" in message
         assert shop.calls() == []
 
 
-@pytest.mark.parametrize(("flavour", "codec"), [("grpclib", "protobuf"), ("grpclib", "json"), ("grpcio", "protobuf")])
-async def test_a_participant_that_wants_a_certificate_is_shown_ours(
-    flavour: Flavour, codec: Codec, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("flavour", BOTH)
+async def test_a_participant_that_wants_a_certificate_is_shown_ours(flavour: Flavour, tmp_path: Path) -> None:
     shown = certificate(tmp_path)
     good, bad = certificate(tmp_path, called="good"), certificate(tmp_path, by="other", called="bad")
-    with participant(flavour, codec=codec, certificate=shown, client_ca_file=shown.ca_file) as shop:
+    with participant(flavour, certificate=shown, client_ca_file=shown.ca_file) as shop:
         ours = ServiceTls(ca_file=shown.ca_file, cert_file=good.cert_file, key_file=good.key_file)
         assert done(await answer_of({"shop": settings(shop, ours)}))
         none = ServiceTls(ca_file=shown.ca_file)
         not_theirs = ServiceTls(ca_file=shown.ca_file, cert_file=bad.cert_file, key_file=bad.key_file)
-        for tls in (none, not_theirs):
-            message = told(await answer_of({"shop": settings(shop, tls)}))
+        for tls, codec in itertools.product((none, not_theirs), CODECS):
+            message = told(await answer_of({"shop": settings(shop, tls, codec)}))
             assert f"127.0.0.1:{shop.port}" in message
             assert "closed the connection right after the TLS handshake" in message
             assert "certificate" in message
         assert len(shop.calls()) == 1
 
 
-@pytest.mark.parametrize("codec", ["protobuf", "json"])
 @pytest.mark.parametrize("flavour", BOTH)
-async def test_a_participant_without_tls_is_not_spoken_to_in_the_clear(flavour: Flavour, codec: Codec) -> None:
-    with participant(flavour, codec="protobuf") as shop:
-        message = told(await answer_of({"shop": settings(shop, ServiceTls(), codec)}))
-        assert "TLS: it does not speak TLS" in message
+async def test_a_participant_without_tls_is_not_spoken_to_in_the_clear(flavour: Flavour) -> None:
+    with participant(flavour) as shop:
+        for codec in CODECS:
+            assert "TLS: it does not speak TLS" in told(await answer_of({"shop": settings(shop, ServiceTls(), codec)}))
         assert shop.calls() == []
 
 

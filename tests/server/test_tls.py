@@ -25,7 +25,17 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from rpc.settings import ServiceSettings, ServiceTls
-from server.config import ClientAuth, Config, DatabaseConfig, KafkaConfig, KafkaTls, ServerConfig, ServerTls
+from server.app import check
+from server.config import (
+    ClientAuth,
+    Config,
+    ConfigInvalid,
+    DatabaseConfig,
+    KafkaConfig,
+    KafkaTls,
+    ServerConfig,
+    ServerTls,
+)
 from server.tls import ServerContexts, TlsFilesInvalid, file_problems
 from tests.support.certificates import Certificate, certificate, client_context
 from tests.support.server_process import ServerProcess, server_process
@@ -276,21 +286,20 @@ def test_a_certificate_outside_its_time_is_a_warning(tmp_path: Path, caplog: pyt
     assert f"tls_certificate_expired key=server.tls.cert_file file={made.cert_file}" in caplog.text
 
 
-def test_a_start_with_files_that_are_not_there_is_refused_with_all_of_them(tmp_path: Path) -> None:
-    service = {"host": "localhost", "port": 1, "tls": {"ca_file": "/nowhere/ca.pem"}}
-    with server_process(tmp_path, {"services": {"shop": service}}) as server:
-        configure(server, {"cert_file": "/nowhere/cert.pem", "key_file": "/nowhere/key.pem"})
-        server.spawn()
-        assert server.wait() == 1
-        for key in ("server.tls.cert_file: /nowhere/cert.pem", "server.tls.key_file", "services.shop.tls.ca_file"):
-            assert key in server.log
-        assert "Traceback" not in server.log
+def test_a_start_with_files_that_are_not_there_is_refused_with_all_of_them() -> None:
+    service = ServiceSettings(host="localhost", port=1, tls=ServiceTls(ca_file="/nowhere/ca.pem"))
+    tls = ServerTls(cert_file="/nowhere/cert.pem", key_file="/nowhere/key.pem")
+    with pytest.raises(ConfigInvalid) as caught:
+        check(Config(server=ServerConfig(tls=tls), services={"shop": service}), insecure=False)
+    assert [line.split(": /nowhere")[0] for line in caught.value.problems] == [
+        "server.tls.cert_file",
+        "server.tls.key_file",
+        "services.shop.tls.ca_file",
+    ]
 
 
 def test_tls_does_not_open_the_server_to_others_without_tokens(tmp_path: Path) -> None:
-    made = certificate(tmp_path)
-    with server_process(tmp_path, {"server": {"host": "0.0.0.0"}}) as server:
-        configure(server, pair(made))
-        server.spawn()
-        assert server.wait() == 1
-        assert "server.host: expected a loopback address" in server.log
+    made = certificate(tmp_path, "client")
+    tls = ServerTls(cert_file=made.cert_file, key_file=made.key_file, client_ca_file=made.ca_file)
+    with pytest.raises(ConfigInvalid, match=r"server\.host: expected a loopback address"):
+        check(Config(server=ServerConfig(host="0.0.0.0", tls=tls)), insecure=False)
