@@ -17,6 +17,7 @@ from server.config import (
     ClientAuth,
     Config,
     ConfigInvalid,
+    LogFormat,
     LogLevel,
     ObservabilityConfig,
     SagaConfig,
@@ -159,6 +160,8 @@ def with_key(path: str, value: str) -> str:
         ("auth.jwks_cache_ttl_secs", "60", 60.0),
         ("saga.audit_retention_days", "365", 365.0),
         ("observability.log.level", "debug", LogLevel.DEBUG),
+        ("observability.log.format", "json", LogFormat.JSON),
+        ("observability.otlp.endpoint", "http://collector:4318/otlp", "http://collector:4318/otlp"),
         ("observability.redact", "[card, customer.card.number]", ("card", "customer.card.number")),
         ("observability.redact", "[]", ()),
     ],
@@ -230,6 +233,7 @@ LISTEN = "int from 0 to 65535"
         ("auth.jwks_cache_ttl_secs", "0", "expected number from 1 to 604800, got 0"),
         ("observability.redact", "card", "expected a list of names or dotted paths of fields, got the string 'card'"),
         ("observability.log.level", "loud", "expected debug or info or warning or error, got the string 'loud'"),
+        ("observability.log.format", "xml", "expected auto or json or text, got the string 'xml'"),
     ],
 )
 def test_every_key_is_refused_outside_its_range_with_file_line_and_column(path: str, value: str, message: str) -> None:

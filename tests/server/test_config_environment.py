@@ -330,3 +330,27 @@ def test_asyncpg_logs_in_with_what_the_configuration_says() -> None:
 def test_a_password_is_quoted_in_the_url_as_urllib_quotes_it() -> None:
     text = "".join(map(chr, range(33, 127)))
     assert quote(text, safe="") in DatabaseConfig(name="n", user="u", password=Secret(text)).dsn()
+
+
+def test_opentelemetrys_own_variable_names_the_collector_and_an_override_goes_before_it() -> None:
+    text = "observability: {otlp: {endpoint: 'http://file:1'}}"
+    found = [
+        loaded(text).observability.otlp,
+        loaded(text, OTEL_EXPORTER_OTLP_ENDPOINT="http://variable:2").observability.otlp,
+        load_config(None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://variable:2"}).observability.otlp,
+        loaded(
+            text,
+            OTEL_EXPORTER_OTLP_ENDPOINT="http://variable:2",
+            SAGA__OBSERVABILITY__OTLP__ENDPOINT="http://override:3",
+        ).observability.otlp,
+        load_config(None, {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}).observability.otlp,
+    ]
+    told = [None if otlp is None else otlp.endpoint.rpartition(":")[2] for otlp in found]
+    assert told == ["1", "2", "2", "3", None]
+
+
+def test_an_address_that_is_none_is_refused_without_its_password() -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        load_config(None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "u:s3cret@collector:4318"})
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT: observability.otlp.endpoint: expected an http(s) URL" in str(refused.value)
+    assert "s3cret" not in str(refused.value)

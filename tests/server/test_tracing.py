@@ -162,6 +162,9 @@ def test_a_callers_trace_goes_on_through_both_doors_and_is_collected_if_the_call
         assert {span.tracestate for span in kept.spans(TRACE)} == {headers["tracestate"]}
         # What is logged of it says so.
         assert f"trace_id={TRACE}" in server.log
+        (line,) = [line for line in server.log.splitlines() if "grpc_call method=StartSaga" in line]
+        assert f"saga_id={over_grpc}" in line
+        assert f"trace_id={TRACE}" in line
 
 
 def start_over_grpc(channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]) -> str:
