@@ -35,9 +35,10 @@ from rpc.draining import DrainingServer
 from rpc.handshakes import Context
 from rpc.inbound import receive
 from rpc.server_errors import ShuttingDown, failure
-from saga.access import NOBODY, Authenticator, Permission, Principal, require, single_authorization
+from saga.access import NOBODY, Permission, Principal, require, single_authorization
 from saga.audit import AuditAction, AuditFilter, Door, Requester, requester
 from saga.audit_trail import DEFAULT_PAGE_SIZE as AUDIT_PAGE_SIZE
+from saga.authentication import Authenticator
 from saga.drain import Drain
 from saga.errors import Detail, PermissionDenied, TokenExpired, Unavailable
 from saga.log_fields import about

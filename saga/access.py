@@ -1,6 +1,6 @@
 """Who asks, and who may do what: principals, roles, and the permission each operation needs (spec section 9).
 
-Pure: how a token is verified is a matter of `server/`, behind the port `Authenticator`; which operation needs which
+Pure: how it is found out who asks is `authentication.py`'s; which operation needs which
 permission is said where the operation is (`web/api.py`, `rpc/server.py`). What nobody was given is refused.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -87,28 +86,3 @@ def single_authorization(values: Sequence[str]) -> str | None:
     if len(values) > 1:
         raise TokenInvalid("Authorization is given more than once")
     return values[0] if values else None
-
-
-class Authenticator(Protocol):
-    """Makes a principal of an `Authorization` header (HTTP) or its metadata (gRPC)."""
-
-    def recognized(self, authorization: str | None) -> Principal | None:
-        """The principal of a header that was verified a short while ago and still holds; None: ask `authenticate`.
-
-        Never waits, so that a busy client's calls pay for its token once.
-        """
-        ...
-
-    async def authenticate(self, authorization: str | None) -> Principal:
-        """The principal. `MissingToken`, `TokenInvalid`, `TokenExpired`; `Unavailable`: it cannot be told now."""
-        ...
-
-
-class OpenAccess:
-    """The `Authenticator` where the configuration has no `auth` section: everybody is `ANONYMOUS`."""
-
-    def recognized(self, authorization: str | None) -> Principal | None:
-        return ANONYMOUS
-
-    async def authenticate(self, authorization: str | None) -> Principal:
-        return ANONYMOUS

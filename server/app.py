@@ -27,7 +27,7 @@ from bridge import open_loop
 from rpc.caller import GrpcStepCaller
 from rpc.reflection import catalog_from_descriptor_set
 from rpc.server import serve_grpc
-from saga.access import Authenticator, OpenAccess
+from saga.authentication import Authenticator, OpenAccess
 from saga.catalog import Catalog
 from saga.drain import Drain
 from saga.errors import Unavailable, WorkflowInvalid

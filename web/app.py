@@ -17,7 +17,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from saga import audit
-from saga.access import Authenticator, Permission
+from saga.access import Permission
+from saga.authentication import Authenticator
 from saga.drain import Drain
 from saga.errors import Invalid, NotFound, PermissionDenied
 from saga.payload_mask import NOTHING, PayloadMask

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import h11
 
-from saga.access import NOBODY, Authenticator, Principal, single_authorization
+from saga.access import NOBODY, Principal, single_authorization
+from saga.authentication import Authenticator
 from saga.drain import Drain
 from saga.errors import Detail, Invalid, RequestError, Unavailable
 from saga.log_fields import about

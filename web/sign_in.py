@@ -16,7 +16,8 @@ import trio
 from quart import Response
 from quart_trio import QuartTrio
 
-from saga.access import Authenticator, Permission, Principal, require, single_authorization
+from saga.access import Permission, Principal, require, single_authorization
+from saga.authentication import Authenticator
 from saga.errors import Detail, Invalid, MissingToken, PermissionDenied, RequestError, SagaError, Unavailable
 from web.door import PRINCIPAL
 from web.errors import headers_of, status_of

@@ -31,7 +31,7 @@ from k1s0.system.saga.v1.saga_grpc import SagaServiceStub
 
 from bridge import call_trio, open_loop, run_aio
 from rpc.server import MESSAGE_SLACK_BYTES, GrpcFront, serve_grpc
-from saga.access import Authenticator, OpenAccess
+from saga.authentication import Authenticator, OpenAccess
 from saga.errors import Unavailable
 from tests.support.orchestrator import HANGS, ORDER, REFUSED, House, orchestrator
 from web.metrics import PrometheusMeter

@@ -17,7 +17,7 @@ from k1s0.system.saga.v1 import saga_pb2 as pb
 
 from bridge import open_loop, run_aio
 from rpc.server import serve_grpc
-from saga.access import OpenAccess
+from saga.authentication import OpenAccess
 from saga.drain import Drain
 from tests.rpc.test_server import NO_SAGA, Door, open_door
 from tests.support.orchestrator import orchestrator

@@ -7,13 +7,13 @@ import pytest
 from saga.access import (
     ANONYMOUS,
     NOBODY,
-    OpenAccess,
     Permission,
     Principal,
     Role,
     require,
     single_authorization,
 )
+from saga.authentication import OpenAccess
 from saga.errors import MissingToken, PermissionDenied, TokenInvalid
 
 READS = {"read sagas", "read workflows", "read audit"}

@@ -15,7 +15,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from bridge import open_loop, run_aio
 from rpc.server import serve_grpc
-from saga.access import OpenAccess
+from saga.authentication import OpenAccess
 from saga.meter import Meter
 from server.config import ServerTls
 from server.tls import ServerContexts

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trio
 
-from saga.access import Authenticator, OpenAccess
+from saga.authentication import Authenticator, OpenAccess
 from saga.payload_mask import NOTHING, PayloadMask
 from tests.support.orchestrator import House, orchestrator
 from web.app import create_app

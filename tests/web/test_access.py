@@ -12,7 +12,8 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
-from saga.access import OpenAccess, Permission
+from saga.access import Permission
+from saga.authentication import OpenAccess
 from saga.drain import Drain
 from saga.ports import SagaFilter
 from server import jwks

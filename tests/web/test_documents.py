@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from saga.access import OpenAccess
+from saga.authentication import OpenAccess
 from saga.errors import Unavailable
 from saga.model import SagaStatus, StepAction, StepStatus
 from saga.ports import UndoDebt

@@ -12,8 +12,8 @@ import hypercorn.trio.run
 import pytest
 import trio
 
-from saga.access import OpenAccess
 from saga.audit import Requester
+from saga.authentication import OpenAccess
 from saga.drain import Drain
 from tests.support.orchestrator import HANGS
 from tests.web.conftest import Site, open_site
