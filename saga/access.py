@@ -1,7 +1,7 @@
 """Who asks, and who may do what: principals, roles, and the permission each operation needs (spec section 9).
 
-Pure: how it is found out who asks is `authentication.py`'s; which operation needs which
-permission is said where the operation is (`web/api.py`, `rpc/server.py`). What nobody was given is refused.
+Pure: how it is found out who asks is `authentication.py`'s; which operation needs which permission is said where the
+operation is (`web/api.py`, `rpc/server.py`). What nobody was given is refused.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def test_every_method_asks_what_the_specification_says() -> None:
 async def test_a_method_nobody_declared_anything_about_works_for_nobody(
     idp: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(PERMISSIONS, "ListSagas")  # type: ignore[arg-type]  # a dict, though nobody else may know
+    monkeypatch.delitem(PERMISSIONS, "ListSagas")
     async with guarded_door(idp) as door:
         error = await told(door, "ListSagas", f"Bearer {token()}")
     assert error is not None

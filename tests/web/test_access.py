@@ -58,7 +58,7 @@ NO_SAGA = "00000000-0000-4000-8000-000000000000"
 
 
 def operations() -> tuple[Operation, ...]:
-    return Api(cast(Any, None), Drain(), {}).operations
+    return Api(cast(Any, None), Drain(), cast(Any, None)).operations
 
 
 def guarded() -> list[Operation]:
