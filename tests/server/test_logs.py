@@ -147,6 +147,7 @@ TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
         'hunter-2 "x"',
         "of postgresql://saga:hunter-2%20%22x%22@db:5432/saga",
         "of postgresql://saga:other-w0rd@db:5432/saga",
+        json.dumps({"said": 'hunter-2 "x"'}),
         "password=other-w0rd host=db",
         "{'password': 'other-w0rd'}",
         f"Authorization: Bearer {TOKEN}",
