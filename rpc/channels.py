@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import os
 import ssl
 from collections.abc import Callable
 
@@ -19,6 +21,8 @@ from rpc.settings import ServiceSettings, ServiceTls
 from rpc.single_flight import RunCancelled, SingleFlight
 from saga.ports import Outcome
 
+log = logging.getLogger("saga.rpc")
+
 _PAUSE_AFTER_FAILED_EXTRA_SECS = 1.0
 """A guess: long enough to be no load, short against the deadline of a step."""
 
@@ -27,6 +31,10 @@ REFUSALS_PASSED_OVER = 5
 """How often a call that the peer says it has not looked at (REFUSED_STREAM, GOAWAY) is sent again as if nothing had
 been, as gRPC clients do. grpc servers count a stream a moment longer than their client can, so a full connection
 refuses calls that are within its limit; each of them would else cost the step an attempt and its backoff."""
+
+GOODBYE_SECS = 0.25
+"""How long a connection that we close waits for the peer's half of TLS's goodbye. A guess, and short: grpc servers say
+nothing then."""
 
 _PAUSE_AFTER_REFUSAL_SECS = 0.01
 """A guess at that moment."""
@@ -75,10 +83,12 @@ class ServiceChannel:
         self._limits = limits
         self._on_disconnect = on_disconnect
         self._links: list[Link] = []
+        self._not_gone: set[Link] = set()
         self._connecting: SingleFlight[Link] = SingleFlight(self._connect, self._connecting_ended)
         self._retry_at = -math.inf
         self._waiting = trio.lowlevel.ParkingLot()
         self._tls: ssl.SSLContext | None = None
+        self._tls_stamps: list[tuple[int, ...]] = []
         self._closed = False
 
     @property
@@ -178,8 +188,11 @@ class ServiceChannel:
                 settings.port,
                 ssl=context,
                 server_hostname=(settings.tls.server_name or settings.host) if settings.tls else None,
+                ssl_shutdown_timeout=None if context is None else GOODBYE_SECS,
                 happy_eyeballs_delay=0.25,
             )
+            self._not_gone.add(link)
+            link.gone.add_done_callback(lambda _: self._not_gone.discard(link))
             try:
                 await link.ready
             except BaseException:
@@ -191,9 +204,21 @@ class ServiceChannel:
         return link
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """The context of this participant, read from its files once; None: cleartext. Raises OSError, ssl.SSLError."""
-        if self.settings.tls is not None and self._tls is None:
-            self._tls = _tls_context(self.settings.tls)
+        """The context of this participant, read from its files anew when they have changed; None: cleartext. Raises
+        OSError, ssl.SSLError; with a context that was good, one from files that are not is logged, and it stays."""
+        tls = self.settings.tls
+        if tls is None:
+            return None
+        # Stamps are taken before the files are read: a change in between is seen as one the next time.
+        stamps = [_stamp(file) for file in (tls.ca_file, tls.cert_file, tls.key_file) if file is not None]
+        if self._tls is None or stamps != self._tls_stamps:
+            try:
+                self._tls = _tls_context(tls)
+            except (OSError, ValueError) as error:
+                if self._tls is None:
+                    raise
+                log.error("rpc.tls_files_unusable authority=%s error=%s", self.authority, error)
+            self._tls_stamps = stamps
         return self._tls
 
     async def aclose(self) -> None:
@@ -204,8 +229,25 @@ class ServiceChannel:
             link.abandon("this worker is shutting down")
         self._changed()
         with trio.CancelScope(shield=True):
-            # Transports close in a callback of the loop; one left to the garbage collector warns.
-            await run_aio(asyncio.sleep(0))
+            await run_aio(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        """In asyncio: connections end in callbacks of the loop; one left to the garbage collector warns."""
+        await asyncio.sleep(0)
+        if self._not_gone:
+            await asyncio.wait([link.gone for link in self._not_gone], timeout=GOODBYE_SECS)
+        for link in list(self._not_gone):
+            link.abort()
+        await asyncio.sleep(0)
+
+
+def _stamp(file: str) -> tuple[int, ...]:
+    """Another one for another content: files are replaced by new ones, and links are moved."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _tls_context(tls: ServiceTls) -> ssl.SSLContext:

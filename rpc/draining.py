@@ -16,6 +16,10 @@ from typing import Any
 from grpclib.const import Status
 from grpclib.protocol import H2Protocol, Stream
 from grpclib.server import Handler, Server
+from h2.errors import ErrorCodes
+
+from rpc.guarded_h2 import NEEDED, GuardedH2Protocol
+from rpc.handshakes import Context, Handshakes
 
 LAST_REPLY_SECS = 0.1
 """Between the last reply and GOAWAY: a grpclib client that reads both in one chunk throws the reply away."""
@@ -41,7 +45,10 @@ class _RefusingHandler(Handler):
         self._endless: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
 
     def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]) -> None:
-        if self.refusing:
+        if not dict(headers).keys() >= NEEDED:
+            stream.reset_nowait(ErrorCodes.PROTOCOL_ERROR)
+            release_stream()
+        elif self.refusing:
             # Kept with the other tasks: a reset of the stream looks for it there.
             self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream))
         else:
@@ -57,8 +64,10 @@ class _RefusingHandler(Handler):
 class DrainingServer(Server):
     """As grpclib's, with `drain`. Asyncio-flavoured."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, tls: Context | None = None, **kwargs: Any) -> None:
+        """`tls`: asked for the context of each new connection; None: cleartext."""
         super().__init__(*args, **kwargs)
+        self._handshakes = None if tls is None else Handshakes(tls)
         self._protocols: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
         self._refusing = False
 
@@ -68,12 +77,17 @@ class DrainingServer(Server):
         assert isinstance(self._server, asyncio.base_events.Server)
         return int(self._server.sockets[0].getsockname()[1])
 
-    def _protocol_factory(self) -> H2Protocol:
+    def _protocol_factory(self) -> asyncio.Protocol:  # type: ignore[override]  # what it is for needs no more
+        if self._handshakes is not None:
+            return self._handshakes.before(self._http2)
+        return self._http2()
+
+    def _http2(self) -> H2Protocol:
         self.__gc_step__()
         handler = _RefusingHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
         handler.refusing = self._refusing  # a connection may still come out of the backlog while we drain
         self._handlers.add(handler)
-        protocol = H2Protocol(handler, self._config, self._h2_config)
+        protocol = GuardedH2Protocol(handler, self._config, self._h2_config)
         self._protocols.add(protocol)
         return protocol
 
@@ -82,6 +96,8 @@ class DrainingServer(Server):
         assert self._server is not None
         self._refusing = True
         self._server.close()
+        if self._handshakes is not None:
+            self._handshakes.cut()
         calls = []
         for handler in self._handlers:
             assert isinstance(handler, _RefusingHandler)

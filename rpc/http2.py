@@ -27,7 +27,7 @@ from hyperframe.frame import Frame, GoAwayFrame
 
 from bridge import running_loop
 from rpc.exchange import UnaryExchange
-from rpc.outcomes import in_doubt, lost_by_reset, not_done
+from rpc.outcomes import closed_after_handshake, in_doubt, lost_by_reset, not_done
 
 log = logging.getLogger("saga.rpc")
 
@@ -144,7 +144,8 @@ class Link(H2Protocol):
     `ready` is done when the peer has said how many calls it takes. A call sent before that might be one too many, which
     some servers answer in a way that leaves it in doubt; and a process that is frozen never says it.
     `closed`: nothing can be sent. `leaving`: calls in flight may finish, new ones go elsewhere. `suspected_at`: when a
-    ping was sent because the peer may be frozen; None: it is not suspected.
+    ping was sent because the peer may be frozen; None: it is not suspected. `gone` is done when the connection has
+    ended, which a TLS one does some time after it was closed: both sides say goodbye.
     """
 
     processor: _Events
@@ -165,6 +166,9 @@ class Link(H2Protocol):
         self.closed = False
         self.leaving = False
         self.ready: asyncio.Future[None] = running_loop().create_future()
+        self.gone: asyncio.Future[None] = running_loop().create_future()
+        self._transport: Any = None  # grpclib forgets it at close, before the connection has ended
+        self._encrypted = False
         self.in_flight = 0
         self.suspected_at: float | None = None
         self._flush_is_due = False
@@ -190,6 +194,8 @@ class Link(H2Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._transport = transport
+        self._encrypted = transport.get_extra_info("ssl_object") is not None
         self.processor = _Events(self.handler, self.connection, self)
         self.connection._connection.encoder = _PlainEncoder()
         # h2 closes its state machine at GOAWAY, and with it the streams the peer still means to answer: a participant
@@ -197,6 +203,18 @@ class Link(H2Protocol):
         self.connection._connection._frame_dispatch_table[GoAwayFrame] = _note_goaway
         _watch_with_tcp(transport.get_extra_info("socket"))
         self.last_heard = trio.current_time()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._encrypted and not self.ready.done():
+            self.ready.set_exception(closed_after_handshake(exc if isinstance(exc, Exception) else None))
+        super().connection_lost(exc)
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+    def abort(self) -> None:
+        """Cuts the connection off at once; what was to be sent is not."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self.last_heard = trio.current_time()

@@ -50,6 +50,8 @@ def metadata_of(call: StepCall) -> list[tuple[str, str]]:
         headers.append(("x-correlation-id", encode_value(call.correlation_id)))
     if call.traceparent:
         headers.append(("traceparent", encode_value(call.traceparent)))
+        if call.tracestate:
+            headers.append(("tracestate", call.tracestate))  # printable ASCII, or it would not have been kept
     return headers
 
 

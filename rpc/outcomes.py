@@ -125,7 +125,27 @@ def failed_before_leaving(error: Exception, doing: str) -> Lost:
     return not_done("INTERNAL", f"{doing}: {_describe(error)}")
 
 
+def closed_after_handshake(cause: Exception | None) -> ConnectionError:
+    """For a TLS connection the peer ended before it said a word: with TLS 1.3 a client learns only then that the
+    certificate it has shown, or has not, is not accepted. Few servers say that it is that."""
+    told = f" ({_describe(cause)})" if isinstance(cause, ssl.SSLError) else ""
+    wants = "does it want a client certificate, or another one?"
+    return ConnectionError(f"it closed the connection right after the TLS handshake{told}; {wants}")
+
+
+NO_TLS = frozenset(
+    {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}
+)
+"""What OpenSSL, by its version, makes of bytes that are no TLS."""
+
+
 def _describe(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        reason: str = getattr(error, "reason", None) or str(error)  # only those OpenSSL has raised have one
+        words = reason.replace("_", " ").lower()
+        return f"TLS: it does not speak TLS ({words})" if reason in NO_TLS else f"TLS: {words}"
     if isinstance(error, GRPCError):
         return f"{error.status.name}: {error.message or 'no message'}"
     if isinstance(error, TimeoutError) and not str(error):

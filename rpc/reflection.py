@@ -33,14 +33,14 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from grpclib.client import Channel, Handler
 from grpclib.config import Configuration
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from grpclib.reflection.v1 import reflection_grpc as v1_grpc
 from grpclib.reflection.v1 import reflection_pb2 as v1
 from grpclib.reflection.v1alpha import reflection_grpc as v1alpha_grpc
 from grpclib.reflection.v1alpha import reflection_pb2 as v1alpha
 
-from rpc.outcomes import clean_text, failed_before_leaving, not_done
+from rpc.outcomes import clean_text, closed_after_handshake, failed_before_leaving, not_done
 
 log = logging.getLogger("saga.rpc")
 
@@ -186,6 +186,8 @@ async def catalog_by_reflection(
                     raise
                 return Catalog(files, names)
     except Exception as error:
+        if tls is not None and isinstance(error, StreamTerminatedError) and channel.silent:
+            raise failed_before_leaving(closed_after_handshake(channel.ended_by), where) from error
         raise failed_before_leaving(error, where) from error
     finally:
         channel.close()
@@ -255,16 +257,34 @@ async def _read_all(channel: Channel, version: _Version) -> tuple[dict[str, byte
 class _LookupChannel(Channel):
     """A connection that ends itself when the participant sends more than a description can be."""
 
+    protocol: _BoundedProtocol | None = None
+
     def _protocol_factory(self) -> H2Protocol:
-        return _BoundedProtocol(Handler(), self._config, self._h2_config)
+        self.protocol = _BoundedProtocol(Handler(), self._config, self._h2_config)
+        return self.protocol
+
+    @property
+    def silent(self) -> bool:
+        """The participant has sent nothing."""
+        return self.protocol is not None and not self.protocol.received
+
+    @property
+    def ended_by(self) -> Exception | None:
+        """What broke the connection, if it did not simply end."""
+        return None if self.protocol is None else self.protocol.ended_by
 
 
 class _BoundedProtocol(H2Protocol):
-    _received = 0
+    received = 0
+    ended_by: Exception | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.ended_by = exc if isinstance(exc, Exception) else None
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > MAX_DESCRIPTION_BYTES:
+        self.received += len(data)
+        if self.received > MAX_DESCRIPTION_BYTES:
             self.processor.close(f"the description is over {MAX_DESCRIPTION_BYTES} bytes")
         else:
             super().data_received(data)

@@ -14,8 +14,12 @@ from grpclib.const import Status
 from saga.errors import (
     Conflict,
     Invalid,
+    MissingToken,
     NotFound,
     PayloadTooLarge,
+    PermissionDenied,
+    TokenExpired,
+    TokenInvalid,
     Unavailable,
 )
 
@@ -36,6 +40,10 @@ STATUS: dict[type[Exception], tuple[Status, str]] = {
     PayloadTooLarge: (Status.RESOURCE_EXHAUSTED, "SYS_SAGA_PAYLOAD_TOO_LARGE"),
     Invalid: (Status.INVALID_ARGUMENT, "SYS_SAGA_VALIDATION_ERROR"),
     Conflict: (Status.FAILED_PRECONDITION, "SYS_SAGA_CONFLICT"),
+    MissingToken: (Status.UNAUTHENTICATED, "SYS_AUTH_MISSING_TOKEN"),
+    TokenInvalid: (Status.UNAUTHENTICATED, "SYS_AUTH_TOKEN_INVALID"),
+    TokenExpired: (Status.UNAUTHENTICATED, "SYS_AUTH_TOKEN_EXPIRED"),
+    PermissionDenied: (Status.PERMISSION_DENIED, "SYS_AUTH_PERMISSION_DENIED"),
     Unavailable: (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE"),
     ShuttingDown: (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE"),
     CompressedMessage: (Status.UNIMPLEMENTED, "SYS_SAGA_VALIDATION_ERROR"),

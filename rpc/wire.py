@@ -8,6 +8,7 @@ import msgspec
 from k1s0.system.common.v1.types_pb2 import Timestamp
 from k1s0.system.saga.v1 import saga_pb2 as pb
 
+from saga.audit import AuditAction, AuditEntry
 from saga.errors import Detail, Invalid
 from saga.model import Json, Saga, SagaStatus, StepLog
 from saga.workflow import Workflow, encode_definition
@@ -71,6 +72,38 @@ def saga_status(field: str, value: str, faults: list[Detail]) -> SagaStatus | No
         names = ", ".join(SagaStatus)
         faults.append(Detail(field=field, reason="unknown_value", message=f"expected one of {names}"))
         return None
+
+
+def audit_action(field: str, value: str, faults: list[Detail]) -> AuditAction | None:
+    """The action of that name; "" is None. Anything else is one more fault."""
+    try:
+        return AuditAction(value) if value else None
+    except ValueError:
+        names = ", ".join(AuditAction)
+        faults.append(Detail(field=field, reason="unknown_value", message=f"expected one of {names}"))
+        return None
+
+
+def audit_entry(entry: AuditEntry) -> pb.AuditEntryProto:
+    entered = entry.entered
+    return pb.AuditEntryProto(
+        id=str(entry.number),
+        created_at=timestamp(entry.created_at),
+        action=entered.action.value,
+        outcome=entered.outcome.value,
+        principal=entered.asked_by.principal,
+        roles=entered.asked_by.roles,
+        door=entered.asked_by.door.value,
+        address=entered.asked_by.address or "",
+        request_id=entered.asked_by.request_id or "",
+        saga_id=entered.saga_id or "",
+        workflow_name=entered.workflow_name or "",
+        workflow_version=entered.workflow_version or 0,
+        step_name=entered.step_name or "",
+        reason=entered.reason or "",
+        before=b"" if entered.before is None else msgspec.json.encode(entered.before),
+        after=b"" if entered.after is None else msgspec.json.encode(entered.after),
+    )
 
 
 def saga_state(saga: Saga) -> pb.SagaStateProto:

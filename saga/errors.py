@@ -7,6 +7,11 @@
     |   |   +-- WorkflowInvalid     a definition breaks rules; details carry line and column
     |   |   +-- PayloadTooLarge     over `saga.max_payload_bytes`
     |   +-- Conflict                the saga's state, or an idempotency key, forbids it
+    |   +-- Unauthenticated         it is not known who asks
+    |   |   +-- MissingToken        no token came
+    |   |   +-- TokenInvalid        a token came that is none of ours, or broken
+    |   |   +-- TokenExpired        it was good once
+    |   +-- PermissionDenied        it is known who asks, and they may not
     +-- MappingFailed               a step's request cannot be built from the payload and the earlier responses
     +-- Unavailable                 the environment: the store cannot be reached now; try again
     +-- LeaseLost                   a write of a worker that no longer owns the saga; nothing was changed
@@ -72,6 +77,32 @@ class PayloadTooLarge(Invalid):
 
 class Conflict(RequestError):
     """The request contradicts what is stored."""
+
+
+class Unauthenticated(RequestError):
+    """It is not known who asks. The text never holds any of the token."""
+
+
+class MissingToken(Unauthenticated):
+    """No token came with the request."""
+
+    def __init__(self) -> None:
+        super().__init__("a bearer token is needed")
+
+
+class TokenInvalid(Unauthenticated):
+    """The token cannot be trusted; the text says why."""
+
+
+class TokenExpired(Unauthenticated):
+    """The token's time is over."""
+
+    def __init__(self) -> None:
+        super().__init__("the token has expired")
+
+
+class PermissionDenied(RequestError):
+    """None of the caller's roles allows it."""
 
 
 class MappingFailed(SagaError):

@@ -83,6 +83,7 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True):
     `undo_failed`: indexes of the steps whose compensation failed for good, in the order they were tried.
     `undo_corrections`: by index, what an operator corrects about steps in `undo_plan`; each goes when its compensation
     has ended.
+    `traceparent` and `tracestate`: the W3C trace context the saga was started in, None where there was none.
     `owner` and `epoch` name the worker that may write and how often the saga has changed hands; `revision` counts the
     writes. A write names all three, so that a stale worker, and a write sent twice, changes nothing.
     """
@@ -108,6 +109,7 @@ class Saga(msgspec.Struct, frozen=True, kw_only=True):
     undo_failed: tuple[int, ...] = ()
     undo_corrections: dict[int, UndoCorrection] = {}
     traceparent: str | None = None
+    tracestate: str | None = None
     owner: str | None = None
     epoch: int = 0
     revision: int = 0

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from saga.audit import IN_PROCESS, AuditEntries, AuditFilter, NewAuditEntry, Requester
 from saga.model import Json, LogEntry, Saga, SagaEvent, SagaStatus, StepAction, StepLog
 from saga.workflow import Workflow, WorkflowDefinition
 
@@ -63,6 +64,7 @@ class StepCall(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str
     correlation_id: str | None
     traceparent: str
+    tracestate: str | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +98,7 @@ class NewSaga(msgspec.Struct, frozen=True, kw_only=True):
     """A saga to be created as STARTED. `owner`: the worker that will run it at once; None: it waits to be claimed.
 
     `request_digest` stands for the body of the request that came with `idempotency_key`; the same key with another
-    digest is a `Conflict`.
+    digest is a `Conflict`. `asked_by` is entered in the audit log with the creation.
     """
 
     saga_id: str
@@ -108,7 +110,9 @@ class NewSaga(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     request_digest: str | None = None
     traceparent: str | None = None
+    tracestate: str | None = None
     owner: str | None = None
+    asked_by: Requester = IN_PROCESS
 
 
 class Created(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +131,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     plus `retry_in_secs` (None: no instant; none either for a RUNNING saga with a cancel request, which no pause puts
     off), and `deadline_at` to its own time plus `deadline_in_secs` (None: unchanged). It never writes
     `cancel_requested`. `path` is every state passed through, in order, `after` last: what watchers see.
-    `release`: the row is given up (owner NULL) by this same write.
+    `release`: the row is given up (owner NULL) by this same write. `audit`: who asked for the move, if anybody did.
     """
 
     before: Saga
@@ -138,6 +142,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     retry_in_secs: float | None = None
     deadline_in_secs: float | None = None
     release: bool = False
+    audit: tuple[NewAuditEntry, ...] = ()
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +191,32 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     changed: bool
+
+
+class UndoDebt(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sagas of one workflow owe: effects that should be undone and are not.
+
+    `failed`: compensations that failed for good and were neither run again nor marked done since. `pending`:
+    compensations still to come of sagas that are COMPENSATING, the one in hand included; a step without a compensation
+    owes none. `oldest_secs`: how long ago the saga that has owed longest began to compensate.
+    """
+
+    workflow_name: str
+    failed: int
+    pending: int
+    oldest_secs: float
+
+
+class SchemaState(enum.StrEnum):
+    """How the tables of a database stand to this release."""
+
+    CURRENT = "current"
+    OLDER = "older"
+    """Migrations of this release are missing."""
+    NEWER = "newer"
+    """Migrated by a later release as well."""
+    CHANGED = "changed"
+    """Migrated by other files than this release has."""
 
 
 # --- notices ---------------------------------------------------------------------------------------------------------
@@ -243,9 +274,10 @@ class Store(Protocol):
         """Newest first by (created_at, id); `after` continues behind that key, else `offset` rows are passed over."""
         ...
 
-    async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
-        """Marks the cancel request, durably, and makes a waiting saga due at once, save one that compensates. Returns
-        the row as it is now (of a terminal saga unchanged: look at its status); None: no such saga."""
+    async def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
+        """Marks the cancel request, durably, and makes a waiting saga due at once, save one that compensates; enters
+        who asked. Returns the row as it is now (of a terminal saga unchanged: look at its status); None: no such saga.
+        """
         ...
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
@@ -288,8 +320,11 @@ class Store(Protocol):
         process is at it just now."""
         ...
 
-    async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
-        """Version n+1 if the definition differs from the newest of its name, else the newest version as it is."""
+    async def register_workflow(
+        self, definition: WorkflowDefinition, source: str, asked_by: Requester = IN_PROCESS
+    ) -> Registered:
+        """Version n+1 if the definition differs from the newest of its name, with who asked for it; else the newest
+        version as it is, and nothing is entered."""
         ...
 
     async def workflow(self, name: str, version: int | None = None) -> Workflow | None:
@@ -298,6 +333,21 @@ class Store(Protocol):
 
     async def workflows(self) -> Sequence[Workflow]:
         """The newest version of each, by name."""
+        ...
+
+    async def add_audit_entry(self, entry: NewAuditEntry) -> None:
+        """Enters what changed nothing (a denied request); whatever changes something enters it by the same write."""
+        ...
+
+    async def list_audit(
+        self, where: AuditFilter, *, limit: int, after: tuple[datetime, int] | None = None
+    ) -> AuditEntries:
+        """Newest first by (created_at, number); `after` continues behind that key."""
+        ...
+
+    async def remove_audit_before(self, age_secs: float, limit: int) -> int:
+        """Removes up to `limit` entries that are older than `age_secs`, oldest first; the one way by which any goes.
+        Returns how many."""
         ...
 
     async def listen(self, tell: Callable[[Notice], None]) -> None:
@@ -313,3 +363,9 @@ class Store(Protocol):
     async def count_open(self) -> dict[SagaStatus, int]:
         """How many sagas are in each non-final state."""
         ...
+
+    async def undo_debt(self) -> Sequence[UndoDebt]:
+        """What is owed now, by workflow name; workflows that owe nothing are not in it."""
+        ...
+
+    async def schema_state(self) -> SchemaState: ...

@@ -6,7 +6,6 @@ durable, and what may end each of these waits.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -17,8 +16,9 @@ import trio
 from saga.errors import MappingFailed, RowRejected, Unavailable
 from saga.mapping import build_request
 from saga.meter import Meter
-from saga.model import Json, Saga, SagaStatus, StepAction
+from saga.model import Json, SagaStatus, StepAction
 from saga.ports import Answer, Claimed, Clock, Outcome, Record, Recorded, StepCall, StepCaller, Store
+from saga.tracing import Tracer, attempt_span, context_of_attempt, saga_span
 from saga.transitions import (
     Call,
     CancelObserved,
@@ -55,6 +55,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     meter: Meter
     draw: Callable[[], float]
     park_after_secs: float
+    tracer: Tracer = Tracer()
 
     def seconds_left(self, until: datetime | None, secs: float, told_within_secs: float) -> float:
         """Seconds from now to an instant that was `secs` away when the store spoke, which was at most
@@ -129,30 +130,40 @@ class SagaRun:
             if self._stopping:
                 return None
             return self._stopped_forward(None)
-        engine = self._engine
-        began = engine.clock.now()
+        # The write before this may have been seen through although the lease was lost meanwhile, and a caller sends
+        # before it waits: a run that is to stop would have called once more.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        engine, saga = self._engine, self.saga
+        began, began_secs = engine.clock.now(), trio.current_time()
         if self._action_began is None:
             self._action_began = began
         step = self._definition.steps[command.step_index]
+        key = f"{saga.saga_id}:{command.step_index}:{command.action.lower()}"
+        context = context_of_attempt(saga, key, command.attempt)
+        answer: Answer | None = None
         request: Json | None = None
-        correction = self.saga.undo_corrections.get(command.step_index)  # there are none but while compensating
+        correction = saga.undo_corrections.get(command.step_index)  # there are none but while compensating
         try:
             if correction is not None and correction.request is not None:
                 request, strict = correction.request, True
             else:
-                request, strict = build_request(step, command.action, self.saga, self._responses)
+                request, strict = build_request(step, command.action, saga, self._responses)
+            answer = await self._attempt(command, request, strict, key, context.traceparent())
         except MappingFailed as error:
-            answer: Answer | None = Answer(
-                outcome=Outcome.NOT_DONE, code="INVALID_ARGUMENT", message=str(error), permanent=True
-            )
-        else:
-            answer = await self._attempt(command, request, strict)
+            answer = Answer(outcome=Outcome.NOT_DONE, code="INVALID_ARGUMENT", message=str(error), permanent=True)
+        finally:
+            # One that is cut off with its worker has its span too: the participant has been told of it.
+            if engine.tracer.enabled:
+                seconds = trio.current_time() - began_secs
+                engine.tracer.keep(
+                    attempt_span(saga, command, step, answer, context=context, began_at=began, seconds=seconds)
+                )
         if answer is None:
             return self._stopped_forward(Cut(request=request, started_at=self._action_began))
         if answer.outcome is not Outcome.DONE:
             log.info(
                 "attempt_failed saga_id=%s step=%s action=%s attempt=%d code=%s message=%r",
-                *(self.saga.saga_id, step.name, command.action, command.attempt, answer.code, answer.message),
+                *(saga.saga_id, step.name, command.action, command.attempt, answer.code, answer.message),
             )
         return judge(
             self._definition,
@@ -177,17 +188,13 @@ class SagaRun:
                 return False
         return not executing or trio.current_time() < self._deadline
 
-    async def _attempt(self, command: Call, request: Json, strict: bool) -> Answer | None:
+    async def _attempt(self, command: Call, request: Json, strict: bool, key: str, traceparent: str) -> Answer | None:
         """One call. One scope ends it, whichever comes first: its own timeout, the workflow's deadline, a cancel
         request. None: it was cut off by one of the latter two."""
-        # The write before this may have been seen through although the lease was lost meanwhile, and a caller sends
-        # before it waits: a run that is to stop would have called once more.
-        await trio.lowlevel.checkpoint_if_cancelled()
         executing = command.action is StepAction.EXECUTE
         saga, step = self.saga, self._definition.steps[command.step_index]
         began = trio.current_time()
         ends = began + step.timeout_secs
-        key = f"{saga.saga_id}:{command.step_index}:{command.action.lower()}"
         answer: Answer | None = None
         with trio.CancelScope(deadline=min(ends, self._deadline) if executing else ends) as scope:
             if executing:
@@ -208,7 +215,8 @@ class SagaRun:
                     epoch=saga.epoch,
                     idempotency_key=key,
                     correlation_id=saga.correlation_id,
-                    traceparent=traceparent(saga, f"{key}:{saga.epoch}:{command.attempt}"),
+                    traceparent=traceparent,
+                    tracestate=saga.tracestate,
                 )
             )
         self._forward = None
@@ -222,7 +230,9 @@ class SagaRun:
             answer = Answer(
                 outcome=Outcome.UNKNOWN, code="DEADLINE_EXCEEDED", message=f"no answer within {step.timeout_secs:g} s"
             )
-        self._engine.meter.attempt_made(command.action, "CANCELLED" if answer is None else answer.code, now - began)
+        code = "CANCELLED" if answer is None else answer.code
+        method = step.method_of(command.action)
+        self._engine.meter.attempt_made(command.action, step.service, method, code, now - began)
         return answer
 
     def _stopped_forward(self, cut: Cut | None) -> Fact:
@@ -240,9 +250,13 @@ class SagaRun:
         sent = trio.current_time()
         record, recorded = await self._write(fact)
         before, saga = self.saga, recorded.saga
+        for entry in record.logs:
+            engine.meter.step_ended(saga.workflow_name, entry.action, entry.status)
         if not before.status.is_terminal and saga.status.is_terminal:
             lasted = (saga.updated_at - saga.created_at).total_seconds()
             engine.meter.saga_ended(saga.workflow_name, saga.status, lasted)
+            if engine.tracer.enabled:
+                engine.tracer.keep(saga_span(saga))
             if saga.status is not SagaStatus.COMPLETED:
                 log.info("saga_ended saga_id=%s status=%s error=%r", saga.saga_id, saga.status, saga.error_message)
         if isinstance(fact, StepSucceeded):
@@ -321,12 +335,3 @@ def without_payloads(record: Record) -> Record:
             for entry in record.logs
         ),
     )
-
-
-def traceparent(saga: Saga, attempt: str) -> str:
-    """W3C trace context of one attempt: the trace of whoever started the saga, or one named after the saga itself; a
-    span id of its own for each attempt, the same however often it is worked out."""
-    span_id = hashlib.blake2s(attempt.encode(), digest_size=8).hexdigest()
-    if saga.traceparent is not None:
-        return f"{saga.traceparent[:35]}-{span_id}-{saga.traceparent[-2:]}"
-    return f"00-{saga.saga_id.replace('-', '')}-{span_id}-01"

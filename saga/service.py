@@ -17,14 +17,18 @@ import msgspec
 import trio
 
 from saga import transitions
+from saga.audit import IN_PROCESS, AuditAction, NewAuditEntry, Requester
+from saga.audit_trail import AuditTrail
 from saga.catalog import Catalog
 from saga.errors import Conflict, Detail, LeaseLost, NotFound, refused
 from saga.json_bounds import encode_within_bounds
+from saga.log_fields import note_saga
 from saga.meter import Meter
-from saga.model import Json, Saga, SagaStatus, StepLog
-from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, Store
+from saga.model import Json, Saga, SagaStatus, StepLog, UndoCorrection
+from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, SchemaState, Store, UndoDebt
 from saga.saga_id import canonical_saga_id
 from saga.supervisor import Supervisor
+from saga.tracing import TraceContext, Tracer, read_traceparent, read_tracestate, saga_span
 from saga.undo_corrections import read_corrections
 from saga.watchers import Subscription, Watchers
 from saga.workflow import Workflow, WorkflowDefinition
@@ -40,11 +44,11 @@ ELSEWHERE_POLL_SECS = 0.5
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _CURSOR = re.compile(r"([0-9]{1,17})_([0-9a-f-]{36})")
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to start a saga, its types already checked. `traceparent`: the caller's W3C trace context."""
+    """A request to start a saga, its types already checked. `traceparent` and `tracestate`: the caller's W3C trace
+    context. `span_id`: that of the request's own span, if it has one; the saga's is below it."""
 
     workflow_name: str
     payload: Json = {}
@@ -52,6 +56,8 @@ class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
     initiated_by: str | None = None
     idempotency_key: str | None = None
     traceparent: str | None = None
+    tracestate: str | None = None
+    span_id: str | None = None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +128,11 @@ class Watch:
 
 
 class SagaService:
-    """What clients can do. All methods raise `Unavailable` when the store cannot be reached."""
+    """What clients can do. All methods raise `Unavailable` when the store cannot be reached.
+
+    Whatever changes something takes `asked_by`, for the audit log; left out, this process itself has asked. `audit` is
+    that log.
+    """
 
     def __init__(
         self,
@@ -135,18 +145,22 @@ class SagaService:
         services: Collection[str],
         max_payload_bytes: int,
         meter: Meter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._store = store
         self._supervisor = supervisor
         self._catalog = catalog
         self._watchers = watchers
         self._clock = clock
+        self.audit = AuditTrail(store)
         self._meter = meter or Meter()
+        self._tracer = tracer or Tracer()
         self.known_services = services
         self.max_payload_bytes = max_payload_bytes
 
-    async def start(self, request: StartSaga) -> Started:
-        """Starts a saga; it is durable when this returns.
+    async def start(self, request: StartSaga, asked_by: Requester = IN_PROCESS) -> Started:
+        """Starts a saga; it is durable when this returns. One that says nothing of `initiated_by` is initiated by the
+        client that asks, where clients are told apart.
 
         `NotFound`: no such workflow. `Invalid`: a field breaks its rule. `Conflict`: the idempotency key came before
         with another body. A caller that is cancelled meanwhile may find the saga started all the same.
@@ -156,7 +170,11 @@ class SagaService:
         digest = None
         if request.idempotency_key is not None:
             digest = _digest(request, body)
+        initiated_by = request.initiated_by
+        if initiated_by is None and asked_by.is_identified:
+            initiated_by = asked_by.principal
         saga_id = str(uuid.uuid4())
+        context = _context_of(request, saga_id)
         with self._supervisor.place(saga_id) as place:
             created = await self._store.create(
                 NewSaga(
@@ -165,13 +183,16 @@ class SagaService:
                     workflow_version=workflow.version,
                     payload=request.payload,
                     correlation_id=request.correlation_id,
-                    initiated_by=request.initiated_by,
+                    initiated_by=initiated_by,
                     idempotency_key=request.idempotency_key,
                     request_digest=digest,
-                    traceparent=_known_traceparent(request.traceparent),
+                    traceparent=None if context is None else context.traceparent(),
+                    tracestate=None if context is None else read_tracestate(request.tracestate),
                     owner=place.owner,
+                    asked_by=asked_by,
                 )
             )
+            note_saga(created.saga)
             if not created.replayed:
                 place.fill(created.saga, workflow)
         return Started(saga=created.saga, replayed=created.replayed)
@@ -194,6 +215,7 @@ class SagaService:
         saga = await self._store.get(canonical) if canonical else None
         if saga is None:
             raise NotFound(f"saga not found: {saga_id}")
+        note_saga(saga)
         return saga
 
     async def get(self, saga_id: str, *, wait_secs: float = 0.0) -> SagaDetail:
@@ -248,12 +270,13 @@ class SagaService:
             next_cursor=_encode_cursor(found.next_cursor) if found.next_cursor else None,
         )
 
-    async def cancel(self, saga_id: str) -> Saga:
+    async def cancel(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga:
         """Asks for the cancellation, durably. `Conflict`: the saga is terminal. `NotFound`."""
         canonical = canonical_saga_id(saga_id)
-        saga = await self._store.request_cancel_unless_terminal(canonical) if canonical else None
+        saga = await self._store.request_cancel_unless_terminal(canonical, asked_by) if canonical else None
         if saga is None:
             raise NotFound(f"saga not found: {saga_id}")
+        note_saga(saga)
         if saga.status.is_terminal:
             raise Conflict(f"saga {saga.saga_id} is already {saga.status}")
         if not self._supervisor.cancel(saga.saga_id):
@@ -275,7 +298,9 @@ class SagaService:
         else:
             self._supervisor.wake()
 
-    async def retry_compensation(self, saga_id: str, steps: Mapping[str, Any] | None = None) -> Saga:
+    async def retry_compensation(
+        self, saga_id: str, steps: Mapping[str, Any] | None = None, asked_by: Requester = IN_PROCESS
+    ) -> Saga:
         """Runs the failed compensations of an ended saga again; as it is then, already over if all were done by hand.
 
         `steps`: by the name of the step, what is corrected about its compensation, as the client sent it: `{"input":
@@ -292,9 +317,10 @@ class SagaService:
         corrections = read_corrections(steps or {}, definition, saga.undo_failed, self.max_payload_bytes)
         asked = transitions.UndoRetryRequested(corrections=corrections)
         record = transitions.advance(saga, definition, asked, self._clock.now())
+        audit = _retry_entries(saga, record.after, definition, corrections, asked_by)
         try:
             # Freed by the same write: the worker that ended it still stands in the row, and runs it no more.
-            after = await self._record(msgspec.structs.replace(record, release=True))
+            after = await self._record(msgspec.structs.replace(record, release=True, audit=audit))
         except LeaseLost:
             raise Conflict(f"saga {saga.saga_id} is being changed by another request") from None
         if after.status.is_terminal:
@@ -306,20 +332,25 @@ class SagaService:
     def _note_end(self, saga: Saga) -> None:
         lasted = (saga.updated_at - saga.created_at).total_seconds()
         self._meter.saga_ended(saga.workflow_name, saga.status, lasted)
+        if self._tracer.enabled:
+            self._tracer.keep(saga_span(saga))
 
     async def _definition(self, saga: Saga) -> Workflow:
         return await self._catalog.version(saga.workflow_name, saga.workflow_version)
 
     async def _record(self, record: Record) -> Saga:
         recorded = await self._store.record(record)
+        if recorded.landed:
+            for entry in record.logs:
+                self._meter.step_ended(recorded.saga.workflow_name, entry.action, entry.status)
         self._watchers.publish(record.path, recorded.saga)
         return recorded.saga
 
-    async def register_workflow(self, text: str | bytes) -> RegisteredWorkflow:
+    async def register_workflow(self, text: str | bytes, asked_by: Requester = IN_PROCESS) -> RegisteredWorkflow:
         """Registers a definition, durably. `WorkflowInvalid`: with every error in it."""
         definition = parse_workflow(text, self.known_services)
         source = text if isinstance(text, str) else text.decode("utf-8")  # what was parsed is UTF-8
-        registered = await self._store.register_workflow(definition, source)
+        registered = await self._store.register_workflow(definition, source, asked_by)
         workflow = Workflow(definition=definition, version=registered.version)
         self._catalog.note(workflow)
         return RegisteredWorkflow(workflow=workflow, changed=registered.changed)
@@ -343,14 +374,59 @@ class SagaService:
         """How many sagas are in each non-final state, in the whole store."""
         return await self._store.count_open()
 
+    async def undo_debt(self) -> Sequence[UndoDebt]:
+        """What the sagas of each workflow owe, in the whole store."""
+        return await self._store.undo_debt()
+
+    async def schema_state(self) -> SchemaState:
+        """How the tables stand to this release."""
+        return await self._store.schema_state()
+
     async def check_database(self) -> None:
         """Returns if the store answers; raises `Unavailable`."""
         await self._store.ping()
 
     @property
+    def holds_lease(self) -> bool:
+        """Whether this worker may run sagas."""
+        return self._supervisor.holds_lease
+
+    @property
     def is_draining(self) -> bool:
         """The worker has been told to stop and takes no new work."""
         return self._supervisor.is_draining
+
+
+def _retry_entries(
+    before: Saga,
+    after: Saga,
+    definition: WorkflowDefinition,
+    corrections: Mapping[int, UndoCorrection],
+    asked_by: Requester,
+) -> tuple[NewAuditEntry, ...]:
+    """What is entered of a retry: the retry, and each correction that came with it."""
+
+    def entry(action: AuditAction, **more: Any) -> NewAuditEntry:
+        return NewAuditEntry(
+            action=action,
+            asked_by=asked_by,
+            saga_id=before.saga_id,
+            workflow_name=before.workflow_name,
+            workflow_version=before.workflow_version,
+            **more,
+        )
+
+    def corrected(index: int, correction: UndoCorrection) -> NewAuditEntry:
+        action = AuditAction.MARK_DONE if correction.request is None else AuditAction.CORRECT_COMPENSATION
+        return entry(action, step_name=definition.steps[index].name, reason=correction.reason)
+
+    failed = [definition.steps[index].name for index in before.undo_failed]
+    retried = entry(
+        AuditAction.RETRY_COMPENSATION,
+        before={"status": before.status.value, "revision": before.revision, "undo_failed": failed},
+        after={"status": after.status.value, "revision": before.revision + 1},
+    )
+    return (retried, *(corrected(index, one) for index, one in sorted(corrections.items())))
 
 
 def _check_text(details: list[Detail], field: str, value: str) -> None:
@@ -369,9 +445,15 @@ def _digest(request: StartSaga, body: bytes) -> str:
     return hashlib.sha256(canonical).hexdigest()
 
 
-def _known_traceparent(value: str | None) -> str | None:
-    """W3C trace context says to ignore a malformed header, not to refuse the request."""
-    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+def _context_of(request: StartSaga, saga_id: str) -> TraceContext | None:
+    """Where the saga's own span will hang: below the request's span, else below the caller's. None: it is the first of
+    its trace, which is named after the saga; so is that of a request whose caller has no trace."""
+    context = read_traceparent(request.traceparent)
+    if request.span_id is None:
+        return context
+    if context is None:
+        return TraceContext(trace_id=saga_id.replace("-", ""), span_id=request.span_id)
+    return msgspec.structs.replace(context, span_id=request.span_id)
 
 
 def _encode_cursor(key: tuple[datetime, str]) -> str:

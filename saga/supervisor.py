@@ -15,6 +15,7 @@ import trio
 
 from saga.catalog import Catalog
 from saga.errors import LeaseLost, SagaError, Unavailable
+from saga.log_fields import about_saga
 from saga.model import Saga, SagaStatus
 from saga.ports import CancelAccepted, Claimed, Notice, NoticesMissed, SagasDue, WorkflowAdded
 from saga.runner import STORE_PAUSE_SECS, Engine, SagaRun
@@ -96,14 +97,19 @@ class Supervisor:
         return len(self._runs)
 
     @property
+    def holds_lease(self) -> bool:
+        """Whether this worker may run sagas: it has its lease, and the lease has not ended."""
+        # The clock is asked too: after this process was held up, the lease may be over before its loop has noticed.
+        return self._holds_lease and trio.current_time() < self._lease_ends
+
+    @property
     def room(self) -> int:
         """Places that are free."""
         return self._limits.max_concurrent - len(self._runs) - self._reserved
 
     @property
     def _may_take_more(self) -> bool:
-        # The clock is asked too: after this process was held up, the lease may be over before its loop has noticed.
-        return self._holds_lease and trio.current_time() < self._lease_ends and not self.is_draining
+        return self.holds_lease and not self.is_draining
 
     # --- what the service calls --------------------------------------------------------------------------------------
 
@@ -128,9 +134,8 @@ class Supervisor:
         if owned and self._nursery is not None and not self._nursery.cancel_scope.cancel_called:
             self._start(Claimed(saga=saga), workflow)
         elif owned:
-            log.info(
-                "saga_left_to_others saga_id=%s", saga.saga_id
-            )  # stopped meanwhile: `drain` frees it, or its lease
+            # Stopped meanwhile: `drain` frees it, or its lease.
+            log.info("saga_left_to_others saga_id=%s", saga.saga_id)
         else:
             self.wake()
 
@@ -197,7 +202,7 @@ class Supervisor:
             try:
                 await self._engine.store.remove_worker(self.worker_id)
             except Unavailable as error:
-                log.warning("worker_not_removed worker=%s error=%s", self.worker_id, error)
+                log.warning("worker_not_removed worker_id=%s error=%s", self.worker_id, error)
 
     async def _until_idle(self) -> None:
         while self._runs or self._reserved:
@@ -209,6 +214,7 @@ class Supervisor:
         while True:
             try:
                 freed = await self._engine.store.release_expired_workers()
+                self._engine.meter.sagas_freed(freed)
                 if freed:
                     log.info("sagas_freed count=%d", freed)
                 now = trio.current_time()
@@ -250,7 +256,7 @@ class Supervisor:
                 with trio.fail_after(max(0.0, min(lease_secs / 3, last - now))):
                     held = await self._engine.store.renew_lease(self.worker_id, lease_secs)
             except (Unavailable, trio.TooSlowError) as error:
-                log.warning("lease_not_renewed worker=%s error=%s", self.worker_id, error)
+                log.warning("lease_not_renewed worker_id=%s error=%s", self.worker_id, error)
                 due = trio.current_time() + lease_secs / 15
                 if due < last:
                     continue
@@ -259,7 +265,8 @@ class Supervisor:
                 self._lease_ends = now + lease_secs
                 due = now + lease_secs / 3
                 continue
-            log.error("lease_lost worker=%s sagas=%d", self.worker_id, len(self._runs))
+            log.error("lease_lost worker_id=%s sagas=%d", self.worker_id, len(self._runs))
+            self._engine.meter.worker_lease_lost()
             self._holds_lease = False
             for run in self._runs.values():
                 run.scope.cancel()
@@ -276,7 +283,9 @@ class Supervisor:
             try:
                 if trio.current_time() >= next_sweep:
                     next_sweep = trio.current_time() + POLL_SECS
-                    self._backlog |= await self._engine.store.release_expired_workers() > 0
+                    freed = await self._engine.store.release_expired_workers()
+                    self._engine.meter.sagas_freed(freed)
+                    self._backlog |= freed > 0
                     await self._release_what_nobody_runs()
                     await self._pass_on_cancel_requests()
                     claimed = await self.claim_once()
@@ -338,6 +347,7 @@ class Supervisor:
             limit = min(room, CLAIM_PAGE)
             claimed = await self._engine.store.claim_due_sagas(self.worker_id, limit)
             asked = True
+            self._engine.meter.sagas_claimed(len(claimed))
             self._backlog |= len(claimed) >= limit  # more, where the answer to an earlier claim was lost
             for number, one in enumerate(claimed):
                 if self._runs_already(one.saga):
@@ -398,6 +408,10 @@ class Supervisor:
         self._nursery.start_soon(self._supervise, run)
 
     async def _supervise(self, run: SagaRun) -> None:
+        with about_saga(run.saga):
+            await self._see_through(run)
+
+    async def _see_through(self, run: SagaRun) -> None:
         saga_id = run.saga.saga_id
         try:
             with run.scope:

@@ -7,8 +7,10 @@ second one cuts off.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import platform
 import random
 import signal
 import socket
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -24,18 +27,26 @@ from bridge import open_loop
 from rpc.caller import GrpcStepCaller
 from rpc.reflection import catalog_from_descriptor_set
 from rpc.server import serve_grpc
+from saga.authentication import Authenticator, OpenAccess
 from saga.catalog import Catalog
 from saga.drain import Drain
 from saga.errors import Unavailable, WorkflowInvalid
 from saga.meter import Meter
-from saga.retention import Retention
+from saga.payload_mask import PayloadMask
+from saga.readiness import OK, Readiness
+from saga.retention import AuditRetention, Retention
 from saga.runner import STORE_PAUSE_SECS, Engine
 from saga.service import SagaService
 from saga.supervisor import Limits, Supervisor
+from saga.tracing import Tracer
 from saga.watchers import Watchers
 from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 from server.config import Config, ConfigInvalid, KafkaConfig
 from server.errors import CannotStart
+from server.jwks import KeySet
+from server.redaction import Mask, secrets_of
+from server.tls import ServerContexts, TlsFilesInvalid, file_problems
+from server.tokens import TokenVerifier
 from server.version import product_version
 from store.errors import MigrationError, StoreInUse
 from store.instants import SystemClock
@@ -85,22 +96,36 @@ def check(config: Config, *, insecure: bool) -> None:
     if not insecure:
         config.refuse_open_access()
     elif config.auth is None and not config.server.is_loopback:
-        log.warning("no_access_control host=%s: anyone who can reach it can start and cancel sagas", config.server.host)
+        log.warning(
+            "no_access_control host=%s message=%s",
+            config.server.host,
+            "anyone who can reach it can start and cancel sagas",
+        )
 
 
 def _refuse_what_is_not_there(config: Config) -> None:
     """Better no server than one that seems to check tokens or to encrypt and does not."""
     missing = []
-    if config.auth is not None:
-        missing.append("auth: this release does not verify tokens yet; remove the section and listen on loopback")
+    missing += _missing_extra(config)
     missing += _unusable_descriptor_sets(config)
-    missing += [
-        f"services.{name}.tls: this release does not speak TLS to participants yet"
-        for name, service in config.services.items()
-        if service.tls is not None
-    ]
+    missing += file_problems(config)
     if missing:
         raise ConfigInvalid(tuple(missing))
+
+
+def _missing_extra(config: Config) -> list[str]:
+    if config.observability.otlp is None:
+        return []
+    try:
+        importlib.import_module("server.spans")
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] == "server":
+            raise
+        return [
+            f"observability.otlp: expected the extra for it to be installed, but there is no {error.name}: "
+            "pip install 'saga-orchestrator[otel]'"
+        ]
+    return []
 
 
 def _unusable_descriptor_sets(config: Config) -> list[str]:
@@ -147,7 +172,7 @@ async def _run(config: Config, seat: Seat | None) -> int:
         cut_off = False
         nursery.cancel_scope.cancel()
     if cut_off:
-        log.warning("cut_off: told to stop twice")
+        log.warning("cut_off reason=%s", "told to stop twice")
         return 1
     log.info("stopped")
     return 0
@@ -200,6 +225,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     clock, meter, watchers, catalog = SystemClock(), PrometheusMeter(), Watchers(), Catalog(store)
     caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{random.randbytes(4).hex()}"
+    tracer = _opened_tracer(config, worker_id, meter)
     supervisor = Supervisor(
         Engine(
             store=store,
@@ -208,6 +234,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             watchers=watchers,
             meter=meter,
             draw=random.random,
+            tracer=tracer,
             park_after_secs=config.saga.park_after_secs,
         ),
         catalog,
@@ -227,20 +254,37 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         services=config.services,
         max_payload_bytes=config.saga.max_payload_bytes,
         meter=meter,
+        tracer=tracer,
     )
     _read_counts(meter, supervisor, store)
-    relay = None if config.kafka is None else _relay_to(config.kafka, store, worker_id, config.saga.lease_secs)
+    meter.tell_build(
+        version=product_version(),
+        python=platform.python_version(),
+        store="postgres" if isinstance(store, PostgresStore) else "sqlite",
+    )
+    payload_mask = PayloadMask(config.observability.redact)
+    relay = None
+    if config.kafka is not None:
+        relay = _relay_to(config.kafka, store, worker_id, config.saga.lease_secs, payload_mask)
     if relay is not None:
         _read_relay_counts(meter, relay)
+    # Sagas run without the broker: their events wait.
+    readiness = Readiness(service, drain, {} if relay is None else {"kafka": relay.check})
+    _read_readiness(meter, readiness)
+    contexts = _contexts(config)
     shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
+    keys = None if config.auth is None else KeySet(config.auth.jwks_url, config.auth.jwks_cache_ttl_secs)
+    authenticator = _authenticator(config, keys)
     app = create_app(
         service,
         drain=drain,
+        authenticator=authenticator,
         meter=meter,
+        tracer=tracer,
         version=product_version(),
-        # Sagas run without the broker: their events wait.
-        optional_checks={} if relay is None else {"kafka": relay.check},
+        readiness=readiness,
         shared_metrics=shared,
+        payload_mask=payload_mask,
     )
     host, grace_secs = config.server.host, config.saga.shutdown_grace_secs
     sagas_left = trio.Event()
@@ -254,24 +298,47 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         shutdown_trigger=sagas_left.wait,
         grace_secs=lambda: max(CLOSE_SECS, ends_at - trio.current_time()),
         reuse_port=seat is not None,
+        tls=None if contexts is None else contexts.rest,
     )
     try:
         async with trio.open_nursery() as workers:
+            if contexts is not None:
+                workers.start_soon(contexts.run)
             await workers.start(supervisor.run)
+            if keys is not None:
+                await workers.start(keys.run)
             if relay is not None:
                 await workers.start(relay.run)
             if config.saga.retention_days > 0:
                 workers.start_soon(Retention(store, meter, config.saga.retention_days).run)
+            if config.saga.audit_retention_days > 0:
+                workers.start_soon(AuditRetention(store, config.saga.audit_retention_days).run)
             if shared is not None:
                 workers.start_soon(shared.run)
             with drain.ends_early():
-                await load_workflows(service, config.saga.workflow_dir)
+                loaded = await load_workflows(service, config.saga.workflow_dir)
+                readiness.rejected_workflow_files = len(loaded.rejected)
+            workers.start_soon(readiness.run)
             async with trio.open_nursery() as doors:
                 with _named("server.port", host, config.server.port):
                     rest_port = await doors.start(rest)
                 with _named("server.grpc_port", host, config.server.grpc_port):
-                    grpc = await doors.start(_serve_grpc, service, config, drain, meter, seat is not None)
-                log.info("ready rest=http://%s:%d grpc=%s:%d", host, rest_port, host, grpc)
+                    grpc = await doors.start(
+                        partial(
+                            _serve_grpc,
+                            service,
+                            authenticator,
+                            config,
+                            drain,
+                            meter,
+                            tracer,
+                            readiness,
+                            seat is not None,
+                            contexts,
+                        )
+                    )
+                scheme = "http" if contexts is None else "https"
+                log.info("ready rest=%s://%s:%d grpc=%s:%d", scheme, host, rest_port, host, grpc)
                 if seat is not None:
                     seat.ready()
                 await drain.wait()
@@ -284,15 +351,59 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
     finally:
         with trio.move_on_after(CLOSE_SECS, shield=True):
             await caller.aclose()
+            if tracer.enabled:
+                await trio.to_thread.run_sync(tracer.close)
 
 
-def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float) -> Relay:
+def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter) -> Tracer:
+    """The tracer the configuration asks for; one that keeps nothing where it asks for none."""
+    otlp = config.observability.otlp
+    if otlp is None:
+        return Tracer()
+    from server.spans import otlp_tracer  # the extra may be absent where it is not asked for
+
+    tracer = otlp_tracer(
+        otlp.endpoint,
+        Mask(secrets_of(config), PayloadMask(config.observability.redact)),
+        name=config.app.name,
+        version=product_version(),
+        environment=config.app.environment,
+        worker_id=worker_id,
+    )
+    meter.read_counter("saga_spans_exported", "Spans the collector has taken", lambda: tracer.exported)
+    meter.read_counter("saga_spans_lost", "Spans lost because the collector was away or slow", lambda: tracer.lost)
+    return tracer
+
+
+def _contexts(config: Config) -> ServerContexts | None:
+    if config.server.tls is None:
+        return None
+    try:
+        return ServerContexts(config.server.tls)
+    except TlsFilesInvalid as error:  # they were good when the configuration was checked
+        raise CannotStart(str(error)) from error
+
+
+def _authenticator(config: Config, keys: KeySet | None) -> Authenticator:
+    if config.auth is None or keys is None:
+        return OpenAccess()
+    if not config.auth.is_key_source_safe:
+        log.warning("jwks_over_cleartext message=%s", "whoever is between this server and its issuer can make tokens")
+    return TokenVerifier(keys, issuer=config.auth.issuer, audience=config.auth.audience)
+
+
+def _relay_to(
+    kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float, payload_mask: PayloadMask
+) -> Relay:
     settings = KafkaSettings(
         brokers=kafka.brokers,
         security_protocol=kafka.security_protocol.value,
         sasl_mechanism=None if kafka.sasl is None else kafka.sasl.mechanism.value,
         username=None if kafka.sasl is None else kafka.sasl.username,
         password=None if kafka.sasl is None else kafka.sasl.password.reveal(),
+        ca_file=kafka.tls.ca_file,
+        cert_file=kafka.tls.cert_file,
+        key_file=kafka.tls.key_file,
     )
     return Relay(
         store.outbox,
@@ -300,19 +411,36 @@ def _relay_to(kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: f
         relay_id=worker_id,
         topic=kafka.topic,
         lease_secs=lease_secs,
+        payload_mask=payload_mask,
     )
 
 
 async def _serve_grpc(
     service: SagaService,
+    authenticator: Authenticator,
     config: Config,
     drain: Drain,
     meter: Meter,
+    tracer: Tracer,
+    readiness: Readiness,
     reuse_port: bool,
+    contexts: ServerContexts | None,
     task_status: trio.TaskStatus[int],
 ) -> None:
     host, port = config.server.host, config.server.grpc_port
-    async with serve_grpc(service, host, port, drain=drain, meter=meter, reuse_port=reuse_port) as front:
+    tls = None if contexts is None else contexts.grpc
+    async with serve_grpc(
+        service,
+        host,
+        port,
+        authenticator=authenticator,
+        drain=drain,
+        meter=meter,
+        tracer=tracer,
+        readiness=readiness,
+        reuse_port=reuse_port,
+        tls=tls,
+    ) as front:
         task_status.started(front.port)
         await drain.wait()
         await front.drain(config.saga.shutdown_grace_secs)
@@ -345,7 +473,7 @@ async def _signals(
 
 def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
     if not folder.is_dir():
-        log.warning("workflow_dir_missing folder=%s: no workflows are loaded from files", folder)
+        log.warning("workflow_dir_missing folder=%s", folder)
     found: list[tuple[Path, bytes | OSError]] = []
     for file in sorted(path for path in folder.glob("*") if path.suffix in {".yaml", ".yml"}):
         try:
@@ -356,10 +484,18 @@ def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
     return found
 
 
-async def load_workflows(service: SagaService, folder: Path) -> int:
-    """Registers the definitions in a folder, by file name; returns how many are good. A bad file is reported, line by
-    line, and the others still load."""
+class Loaded(NamedTuple):
+    """What came of a folder of workflows: how many files are good, and which are not."""
+
+    good: int
+    rejected: tuple[Path, ...]
+
+
+async def load_workflows(service: SagaService, folder: Path) -> Loaded:
+    """Registers the definitions in a folder, by file name. A bad file is reported, line by line, and the others still
+    load."""
     seen: dict[str, Path] = {}
+    rejected: list[Path] = []
     for file, text in await trio.to_thread.run_sync(_workflow_files, folder):
         try:
             if isinstance(text, OSError):
@@ -367,18 +503,23 @@ async def load_workflows(service: SagaService, folder: Path) -> int:
             name = parse_workflow(text, service.known_services).name
             if name in seen:
                 # Each start would register the one and then the other, a new version every time.
-                log.error("workflow_rejected %s: name: workflow %s is defined in %s too", file, name, seen[name])
+                log.error(
+                    "workflow_rejected problem=%s", f"{file}: name: workflow {name} is defined in {seen[name]} too"
+                )
+                rejected.append(file)
                 continue
             await _registered(service, text)
         except WorkflowInvalid as invalid:
             for detail in invalid.details:
-                log.error("workflow_rejected %s", format_detail(file, detail))
+                log.error("workflow_rejected problem=%s", format_detail(file, detail))
+            rejected.append(file)
         except OSError as error:
-            log.error("workflow_rejected %s: cannot be read: %s", file, error.strerror or error)
+            log.error("workflow_rejected problem=%s", f"{file}: cannot be read: {error.strerror or error}")
+            rejected.append(file)
         else:
             seen[name] = file
-    log.info("workflows_loaded folder=%s count=%d", folder, len(seen))
-    return len(seen)
+    log.info("workflows_loaded folder=%s count=%d rejected=%d", folder, len(seen), len(rejected))
+    return Loaded(len(seen), tuple(rejected))
 
 
 async def _registered(service: SagaService, text: bytes) -> None:
@@ -397,17 +538,28 @@ async def _registered(service: SagaService, text: bytes) -> None:
 def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore) -> None:
     """What is counted elsewhere and read at each scrape."""
     meter.read_gauge("saga_active", "Sagas this worker runs now", lambda: supervisor.active)
-    meter.read_counter(
-        "saga_group_commit_batches",
-        "Transactions of the group commit",
-        lambda: sum(lane.batches for lane in store.lanes),
-    )
-    meter.read_counter(
-        "saga_group_commit_rows", "Moves and creations in them", lambda: sum(lane.rows for lane in store.lanes)
-    )
-    meter.read_counter(
-        "saga_group_commit_seconds", "Time spent in them", lambda: sum(lane.busy_seconds for lane in store.lanes)
-    )
+    if store.lanes:
+        meter.read_gauge(
+            "saga_group_commit_waiting",
+            "Moves and creations that wait for the next transaction",
+            lambda: {lane.name: float(lane.waiting) for lane in store.lanes},
+            "lane",
+        )
+    for lane in store.lanes:
+        lane.meter = meter
+        meter.expect_lane(lane.name)
+
+
+def _read_readiness(meter: PrometheusMeter, readiness: Readiness) -> None:
+    def checks() -> dict[str, float]:
+        last = readiness.last
+        return {} if last is None else {name: float(word == OK) for name, word in last.checks.items()}
+
+    def is_ready() -> float:
+        return float(readiness.last is not None and readiness.last.is_ready)
+
+    meter.read_gauge("saga_ready", "1: this process should be sent requests, as of the last few seconds", is_ready)
+    meter.read_gauge("saga_check_ok", "1: this part of /readyz is well, as of the last few seconds", checks, "check")
 
 
 def _read_relay_counts(meter: PrometheusMeter, relay: Relay) -> None:

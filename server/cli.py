@@ -94,14 +94,20 @@ def _fail(message: str) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from saga.payload_mask import PayloadMask
     from server import app, logs
     from server.config import ConfigInvalid, load_config
     from server.errors import CannotStart
+    from server.redaction import secrets_of
     from server.workers import serve_workers
 
     try:
         config = load_config(arguments.config, os.environ)
-        logs.configure(config.observability.log_level)
+        logs.configure(
+            config.observability.log,
+            secrets=secrets_of(config),
+            payload_mask=PayloadMask(config.observability.redact),
+        )
         if arguments.workers > 1:
             return serve_workers(config, arguments.workers, insecure=arguments.insecure)
         return app.serve(config, insecure=arguments.insecure)

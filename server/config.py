@@ -1,7 +1,8 @@
 """Reads the configuration: a YAML file, the environment, and defaults; every error at once.
 
 Sections and keys are those of `config/config.yaml`, which explains each. In order, the later one wins: built-in
-defaults, the file, `DATABASE_URL`, `SAGA__SECTION__KEY`. Relative paths in it are relative to the current directory.
+defaults, the file, `DATABASE_URL` and `OTEL_EXPORTER_OTLP_ENDPOINT`, `SAGA__SECTION__KEY`. Relative paths in it are
+relative to the current directory.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from saga.yaml_nodes import (
 DEFAULT_PATH = Path("config/config.yaml")
 EVENTS_TOPIC = "k1s0.system.saga.events.v1"
 OVERRIDE_PREFIX = "SAGA__"
+OTLP_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+"""OpenTelemetry's own name for the collector's address."""
 DAY_SECS = 86400.0
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -95,22 +98,43 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True):
     environment: str = "development"
 
 
+class ClientAuth(enum.StrEnum):
+    """Whether a client has to show a certificate. OPTIONAL: one that is shown has to be good."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+class ServerTls(msgspec.Struct, frozen=True, kw_only=True):
+    """TLS on both of our ports; paths of PEM files. `client_ca_file` None: clients are not asked for certificates."""
+
+    cert_file: str
+    key_file: str
+    client_ca_file: str | None = None
+    client_auth: ClientAuth = ClientAuth.REQUIRED
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where REST and gRPC listen. Port 0: any that is free."""
+    """Where REST and gRPC listen. Port 0: any that is free. `tls` None: without encryption."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     grpc_port: int = 50051
+    tls: ServerTls | None = None
 
     @property
     def is_loopback(self) -> bool:
         """Only this machine can reach it."""
-        if self.host.lower() == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.host)
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class SslMode(enum.StrEnum):
@@ -126,7 +150,9 @@ class SslMode(enum.StrEnum):
 
 class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     """PostgreSQL. Three of `max_open_conns` write, one listens, the others read. `max_idle_conns` of the readers are
-    opened at the start; a reader that has been idle for `conn_max_lifetime` seconds is closed, 0: never."""
+    opened at the start; a reader that has been idle for `conn_max_lifetime` seconds is closed, 0: never.
+    `ssl_root_cert`, `ssl_cert` and `ssl_key` are paths of PEM files: the authorities the server's certificate is held
+    against, and what we show the server."""
 
     name: str
     user: str
@@ -134,6 +160,9 @@ class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 5432
     password: Secret | None = None
     ssl_mode: SslMode = SslMode.PREFER
+    ssl_root_cert: str | None = None
+    ssl_cert: str | None = None
+    ssl_key: str | None = None
     max_open_conns: int = 10
     max_idle_conns: int = 5
     conn_max_lifetime: float = 300.0
@@ -144,6 +173,8 @@ class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.password is not None:
             login += f":{quote(self.password.reveal(), safe='')}"
         query = {"sslmode": self.ssl_mode.value}
+        files = {"sslrootcert": self.ssl_root_cert, "sslcert": self.ssl_cert, "sslkey": self.ssl_key}
+        query |= {name: file for name, file in files.items() if file is not None}
         if self.host.startswith("/"):
             # A directory of Unix sockets does not fit into a URL's host.
             place, query["host"], query["port"] = "", self.host, str(self.port)
@@ -162,6 +193,10 @@ class SecurityProtocol(enum.StrEnum):
     def has_sasl(self) -> bool:
         return self.value.startswith("SASL_")
 
+    @property
+    def has_tls(self) -> bool:
+        return self.value.endswith("SSL")
+
 
 class SaslMechanism(enum.StrEnum):
     PLAIN = "PLAIN"
@@ -175,18 +210,29 @@ class SaslConfig(msgspec.Struct, frozen=True, kw_only=True):
     mechanism: SaslMechanism = SaslMechanism.PLAIN
 
 
+class KafkaTls(msgspec.Struct, frozen=True, kw_only=True):
+    """TLS towards the brokers; paths of PEM files. `ca_file` None: the system's roots. `cert_file` and `key_file`
+    together: mTLS."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
 class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where events go. `topic` is `topics.publish`; failed compensations also go to `<topic>.dlq`."""
+    """Where events go. `topic` is `topics.publish`; failed compensations also go to `<topic>.dlq`. `tls` says more
+    about a `security_protocol` with SSL in it."""
 
     brokers: tuple[str, ...]
     security_protocol: SecurityProtocol = SecurityProtocol.PLAINTEXT
+    tls: KafkaTls = KafkaTls()
     sasl: SaslConfig | None = None
     topic: str = EVENTS_TOPIC
 
 
 class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The engine. `data_dir` holds the embedded store's file; `:memory:`: nothing is kept. `retention_days` 0: what has
-    ended is kept for ever."""
+    ended is kept for ever; `audit_retention_days` 0: so is the audit log."""
 
     max_concurrent: int = 100
     workflow_dir: Path = Path("workflows")
@@ -196,6 +242,7 @@ class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_payload_bytes: int = 1048576
     shutdown_grace_secs: float = 30.0
     retention_days: float = 30.0
+    audit_retention_days: float = 0.0
 
     @property
     def in_memory(self) -> bool:
@@ -215,6 +262,12 @@ class AuthConfig(msgspec.Struct, frozen=True, kw_only=True):
     audience: str
     jwks_cache_ttl_secs: float = 600.0
 
+    @property
+    def is_key_source_safe(self) -> bool:
+        """Nobody on the way can put keys of their own among the issuer's."""
+        url = urlsplit(self.jwks_url)
+        return url.scheme.lower() == "https" or _is_loopback(url.hostname or "")
+
 
 class LogLevel(enum.StrEnum):
     DEBUG = "debug"
@@ -223,17 +276,32 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
+class LogFormat(enum.StrEnum):
+    """What a log line is. AUTO: text on a terminal, JSON elsewhere."""
+
+    AUTO = "auto"
+    JSON = "json"
+    TEXT = "text"
+
+
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.AUTO
+
+
+class OtlpConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where spans go: a collector that takes OTLP over HTTP, at `endpoint` + `/v1/traces`."""
+
+    endpoint: str
 
 
 class ObservabilityConfig(msgspec.Struct, frozen=True, kw_only=True):
-    log: LogConfig = LogConfig()
+    """`otlp` None: no spans are kept. `redact`: fields of payloads that logs, events and pages do not show, as
+    `saga.payload_mask` reads them."""
 
-    @property
-    def log_level(self) -> str:
-        """As Python's logging spells it."""
-        return self.log.level.value.upper()
+    log: LogConfig = LogConfig()
+    otlp: OtlpConfig | None = None
+    redact: tuple[str, ...] = ()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -362,12 +430,14 @@ def _variable(match: re.Match[str], environ: Mapping[str, str]) -> str | _NoValu
 
 
 def _overlay(root: Node, environ: Mapping[str, str], faults: Faults) -> Node:
-    """The tree with `DATABASE_URL` and then the overrides put over it."""
+    """The tree with `DATABASE_URL` and `OTEL_EXPORTER_OTLP_ENDPOINT` and then the overrides put over it."""
     if not isinstance(root, Fields):
         return root
     if environ.get("DATABASE_URL"):
         for key, text in _database_url(environ["DATABASE_URL"], faults):
             _put(root, ["database", key], text, "DATABASE_URL", faults)
+    if environ.get(OTLP_VARIABLE):
+        _put(root, ["observability", "otlp", "endpoint"], environ[OTLP_VARIABLE], OTLP_VARIABLE, faults)
     for name in sorted(environ):
         if name.startswith(OVERRIDE_PREFIX):
             keys = name.removeprefix(OVERRIDE_PREFIX).lower().split("__")
@@ -431,7 +501,7 @@ def _database_url(url: str, faults: Faults) -> Iterator[tuple[str, str]]:
     if parts.scheme not in ("postgres", "postgresql"):
         refuse("expected a URL that begins with postgresql:// or postgres://")
         return
-    allowed = ("sslmode", "host", "port", "user", "password", "dbname")
+    allowed = ("sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port", "user", "password", "dbname")
     if unknown := sorted(set(query) - set(allowed)):
         refuse(f"unknown parameter {cut(unknown[0], 40)}; known: {', '.join(allowed)}")
     found = {
@@ -441,6 +511,9 @@ def _database_url(url: str, faults: Faults) -> Iterator[tuple[str, str]]:
         "user": query.get("user") or unquote(parts.username or ""),
         "password": query.get("password") or unquote(parts.password or ""),
         "ssl_mode": query.get("sslmode", ""),
+        "ssl_root_cert": query.get("sslrootcert", ""),
+        "ssl_cert": query.get("sslcert", ""),
+        "ssl_key": query.get("sslkey", ""),
     }
     yield from ((key, text) for key, text in found.items() if text)
 
@@ -451,8 +524,10 @@ _T = TypeVar("_T")
 _HOST = re.compile(r"[^\s/@?#\[\]]+")
 _HOST_OR_SOCKETS = re.compile(r"/.*|[^\s/@?#\[\]]+")
 _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/@?#\[\]:]+):(?P<port>[0-9]{1,5})")
+_FIELD_PATH = re.compile(r"[^.\s]+(?:\.[^.\s]+)*")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _SERVICE_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,255}")
+_OTLP_URL = re.compile(r"https?://[^\s/?#]+[^\s?#]*")
 _HTTP_URL = re.compile(r"https?://[^\s/?#]+[^\s#]*")
 _DURATION = re.compile(r"(?P<count>[0-9]{1,9}(\.[0-9]{1,9})?)(?P<unit>ms|s|m|h|d)")
 _UNIT_SECS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_SECS}
@@ -509,10 +584,23 @@ def _server(fields: MapReader) -> ServerConfig:
         host=fields.string("host", default.host, matching=_HOST, expected="a host name or address"),
         port=fields.integer("port", default.port, low=0, high=65535),
         grpc_port=fields.integer("grpc_port", default.grpc_port, low=0, high=65535),
+        tls=_switch(fields, "tls", _server_tls),
     )
     if server.port == server.grpc_port != 0:
         fields.refuse("grpc_port", "value", f"expected another port than server.port, got {server.port} for both")
     return server
+
+
+def _server_tls(fields: MapReader) -> ServerTls:
+    tls = ServerTls(
+        cert_file=fields.string("cert_file", max_chars=4096),
+        key_file=fields.string("key_file", max_chars=4096),
+        client_ca_file=fields.optional_string("client_ca_file", max_chars=4096),
+        client_auth=fields.choice("client_auth", ClientAuth, ClientAuth.REQUIRED),
+    )
+    if tls.client_ca_file is None and "client_auth" in fields.names():
+        fields.refuse("client_auth", "value", "expected client_ca_file with it: the authorities of the clients")
+    return tls
 
 
 def _database(fields: MapReader) -> DatabaseConfig:
@@ -522,6 +610,7 @@ def _database(fields: MapReader) -> DatabaseConfig:
     if max_idle_conns > max_open_conns:
         wanted = f"expected at most max_open_conns ({max_open_conns})"
         fields.refuse("max_idle_conns", "range", f"{wanted}, got {max_idle_conns}")
+    ssl_cert, ssl_key = _pair(fields, "ssl_cert", "ssl_key")
     return DatabaseConfig(
         name=name,
         user=user,
@@ -535,10 +624,23 @@ def _database(fields: MapReader) -> DatabaseConfig:
         port=fields.integer("port", 5432, low=1, high=65535),
         password=_password(fields),
         ssl_mode=fields.choice("ssl_mode", SslMode, SslMode.PREFER),
+        ssl_root_cert=fields.optional_string("ssl_root_cert", max_chars=4096),
+        ssl_cert=ssl_cert,
+        ssl_key=ssl_key,
         max_open_conns=max_open_conns,
         max_idle_conns=max_idle_conns,
         conn_max_lifetime=_duration_secs(fields, "conn_max_lifetime", 300.0),
     )
+
+
+def _pair(fields: MapReader, cert_key: str, key_key: str) -> tuple[str | None, str | None]:
+    """The files of a certificate and of its key: both or none."""
+    cert_file = fields.optional_string(cert_key, max_chars=4096)
+    key_file = fields.optional_string(key_key, max_chars=4096)
+    given = {cert_key, key_key} & set(fields.names())
+    if len(given) == 1:
+        fields.refuse(given.pop(), "value", f"expected {cert_key} and {key_key} together")
+    return cert_file, key_file
 
 
 def _password(fields: MapReader) -> Secret | None:
@@ -583,20 +685,28 @@ def _kafka(fields: MapReader) -> KafkaConfig:
         fields.refuse("sasl", "missing", f"is required with security_protocol {protocol}")
     elif not protocol.has_sasl and sasl is not None:
         fields.refuse("sasl", "value", f"is not used with security_protocol {protocol}; expected SASL_SSL or none here")
+    tls = _switch(fields, "tls", _kafka_tls)
+    if tls is not None and not protocol.has_tls:
+        fields.refuse("tls", "value", f"is not used with security_protocol {protocol}; expected SSL or SASL_SSL")
     return KafkaConfig(
         brokers=_brokers(fields),
         security_protocol=protocol,
+        tls=tls or KafkaTls(),
         sasl=sasl,
         topic=_section(fields, "topics", _publish_topic) or EVENTS_TOPIC,
     )
 
 
+def _kafka_tls(fields: MapReader) -> KafkaTls:
+    cert_file, key_file = _pair(fields, "cert_file", "key_file")
+    ca_file = fields.optional_string("ca_file", max_chars=4096)
+    return KafkaTls(ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+
+
 def _brokers(fields: MapReader) -> tuple[str, ...]:
     node = fields.take("brokers", required=True)
     if isinstance(node, Scalar) and node.source is not None:
-        # A variable cannot hold a list: host:port,host:port is one.
-        parts = [part.strip() for part in node.text.split(",")]
-        node = Items([Scalar(part, plain=False, mark=node.mark, source=node.source) for part in parts], node.mark)
+        node = _list_in_variable(node)
     if node is None:
         return ()
     if not isinstance(node, Items) or not node.items:
@@ -605,6 +715,12 @@ def _brokers(fields: MapReader) -> tuple[str, ...]:
         return ()
     path = fields.path_of("brokers")
     return tuple(_broker(item, f"{path}[{index}]", fields.faults) for index, item in enumerate(node.items))
+
+
+def _list_in_variable(node: Scalar) -> Items:
+    """A variable cannot hold a list: a,b is one."""
+    parts = [part.strip() for part in node.text.split(",")]
+    return Items([Scalar(part, plain=False, mark=node.mark, source=node.source) for part in parts], node.mark)
 
 
 def _broker(node: Node, path: str, faults: Faults) -> str:
@@ -698,6 +814,7 @@ def _saga(fields: MapReader) -> SagaConfig:
         shutdown_grace_secs=fields.number("shutdown_grace_secs", default.shutdown_grace_secs, low=0, high=3600),
         # A hundred years: the store takes them off an instant that must stay a date.
         retention_days=fields.number("retention_days", default.retention_days, low=0, high=36_500),
+        audit_retention_days=fields.number("audit_retention_days", default.audit_retention_days, low=0, high=36_500),
     )
 
 
@@ -711,8 +828,39 @@ def _auth(fields: MapReader) -> AuthConfig:
 
 
 def _observability(fields: MapReader) -> ObservabilityConfig:
-    return ObservabilityConfig(log=_section(fields, "log", _log) or LogConfig())
+    return ObservabilityConfig(
+        log=_section(fields, "log", _log) or LogConfig(),
+        otlp=_switch(fields, "otlp", _otlp),
+        redact=_redact(fields),
+    )
+
+
+def _redact(fields: MapReader) -> tuple[str, ...]:
+    node = fields.take("redact")
+    if node is None:
+        return ()
+    if isinstance(node, Scalar) and node.source is not None:
+        node = _list_in_variable(node)
+    if not isinstance(node, Items):
+        fields.refuse("redact", "type", f"expected a list of names or dotted paths of fields, got {describe(node)}")
+        return ()
+    path = fields.path_of("redact")
+    expected = "the name of a field, or a path of names with dots between them"
+    return tuple(
+        read_string(item, f"{path}[{index}]", fields.faults, matching=_FIELD_PATH, expected=expected)
+        for index, item in enumerate(node.items)
+    )
 
 
 def _log(fields: MapReader) -> LogConfig:
-    return LogConfig(level=fields.choice("level", LogLevel, LogLevel.INFO))
+    return LogConfig(
+        level=fields.choice("level", LogLevel, LogLevel.INFO), format=fields.choice("format", LogFormat, LogFormat.AUTO)
+    )
+
+
+def _otlp(fields: MapReader) -> OtlpConfig:
+    # There may be a password in it.
+    wanted = "an http(s) URL without a query"
+    return OtlpConfig(
+        endpoint=fields.string("endpoint", max_chars=2048, matching=_OTLP_URL, expected=wanted, secret=True)
+    )

@@ -29,9 +29,11 @@ from types import FrameType
 
 import msgspec
 
+from saga.payload_mask import PayloadMask
 from server import app, logs
 from server.config import Config, ConfigInvalid
 from server.errors import CannotStart
+from server.redaction import secrets_of
 
 log = logging.getLogger("saga.workers")
 
@@ -74,14 +76,20 @@ def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
         config = msgspec.structs.replace(config, server=server)
 
         def work(number: int, ready: Callable[[], None]) -> int:
-            logs.configure(config.observability.log_level, worker=number)
+            logs.configure(
+                config.observability.log,
+                worker=number,
+                secrets=secrets_of(config),
+                payload_mask=PayloadMask(config.observability.redact),
+            )
             seat = app.Seat(number=number, ready=ready, metrics_folder=metrics_folder)
             return app.serve(config, insecure=insecure, seat=seat)
 
         supervision = stack.enter_context(
             Supervision(count, work, kill_after_secs=config.saga.shutdown_grace_secs + STOP_SECS)
         )
-        log.info("workers count=%d rest=http://%s:%d grpc=%s:%d", count, host, port, host, grpc_port)
+        scheme = "http" if server.tls is None else "https"
+        log.info("workers count=%d rest=%s://%s:%d grpc=%s:%d", count, scheme, host, port, host, grpc_port)
         while not supervision.over:
             supervision.pass_once()
         return supervision.exit_status
@@ -224,6 +232,7 @@ class Supervision:
             with suppress(OSError):
                 sys.stdout.flush()
                 sys.stderr.flush()
+            logs.flush()
 
     def _heard(self, worker: Worker) -> None:
         if os.read(worker.pipe, 1) == READY:
@@ -271,7 +280,7 @@ class Supervision:
         self._pass_on(signal.SIGTERM)
 
     def _kill(self) -> None:
-        log.error("workers_killed: they did not end")
+        log.error("workers_killed reason=%s", "they did not end")
         self._kill_at = float("inf")
         self._pass_on(signal.SIGKILL)
 

@@ -17,6 +17,7 @@ import outcome
 import trio
 
 from saga.errors import RowRejected, Unavailable
+from saga.meter import Meter
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -45,7 +46,8 @@ class Lane(Generic[Row, Result]):
     halves the batch until that row stands alone), and anything else when the whole batch failed.
     `key_of`: two rows of one key never share a batch, and keep their order.
 
-    `batches`, `rows` and `busy_seconds` only grow; `rows / batches` is the mean batch.
+    `batches`, `rows` and `busy_seconds` only grow; `rows / batches` is the mean batch. `meter` is told of each batch
+    under the lane's `name`; whoever has one sets it.
     """
 
     def __init__(
@@ -55,7 +57,10 @@ class Lane(Generic[Row, Result]):
         key_of: Callable[[Row], str],
         max_batch: int = MAX_BATCH,
         max_waiting: int = MAX_WAITING,
+        name: str = "writes",
     ) -> None:
+        self.name = name
+        self.meter = Meter()
         self._write_batch = write_batch
         self._key_of = key_of
         self._max_batch = max_batch
@@ -67,6 +72,11 @@ class Lane(Generic[Row, Result]):
         self.batches = 0
         self.rows = 0
         self.busy_seconds = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are in no batch yet."""
+        return len(self._waiting)
 
     async def write(self, row: Row) -> Result:
         """The result of the row once its batch is durable.
@@ -133,6 +143,7 @@ class Lane(Generic[Row, Result]):
         return batch
 
     async def _write(self, batch: list[_Waiting[Row]]) -> None:
+        started = time.perf_counter()
         try:
             results = await self._write_batch([entry.row for entry in batch])
             for entry, result in zip(batch, results, strict=True):
@@ -145,6 +156,7 @@ class Lane(Generic[Row, Result]):
                 await self._write(batch[:half])
                 await self._write(batch[half:])
         except Unavailable as error:
+            self.meter.batch_failed(self.name)
             for entry in batch:
                 # One exception a caller: a shared one would collect the tracebacks of all.
                 own = Unavailable(str(error))
@@ -156,6 +168,7 @@ class Lane(Generic[Row, Result]):
         else:
             self.batches += 1
             self.rows += len(batch)
+            self.meter.batch_written(self.name, len(batch), time.perf_counter() - started)
         finally:
             for entry in batch:  # of use only when something that is no Exception (KeyboardInterrupt) came through
                 _settle(entry, outcome.Error(Unavailable("the store's writer has stopped")))

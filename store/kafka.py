@@ -83,13 +83,25 @@ _LIBRARY_LOG = logging.getLogger("aiokafka")
 
 @dataclass(frozen=True)
 class KafkaSettings:
-    """How to reach the brokers. `security_protocol` and `sasl_mechanism` as Kafka spells them."""
+    """How to reach the brokers. `security_protocol` and `sasl_mechanism` as Kafka spells them. `ca_file` None:
+    the system's roots; `cert_file` and `key_file`, together: what brokers that ask for a certificate are shown."""
 
     brokers: tuple[str, ...]
     security_protocol: str = "PLAINTEXT"
     sasl_mechanism: str | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
+def _tls_context(settings: KafkaSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=settings.ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.cert_file is not None:
+        context.load_cert_chain(settings.cert_file, settings.key_file)
+    return context
 
 
 class KafkaPublisher:
@@ -103,7 +115,7 @@ class KafkaPublisher:
         # Topics that nobody had made when they were last asked for. To be asked again, but not waited for.
         self._missing: set[str] = set()
         # Made once: it reads the system's roots (or those that SSL_CERT_FILE names) from the disk.
-        self._tls = ssl.create_default_context() if settings.security_protocol.endswith("SSL") else None
+        self._tls = _tls_context(settings) if settings.security_protocol.endswith("SSL") else None
 
     # --- store.outbox.Publisher ---------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from functools import cache
 from typing import NamedTuple
 
+from saga.ports import SchemaState
 from store.errors import MigrationChanged, MigrationError, SchemaNewer
 from store.queries import Dialect, folder
 
@@ -86,6 +87,17 @@ def check_applied(known: Sequence[Migration], applied: Sequence[Applied]) -> Non
             raise MigrationChanged(f"migration {row.number:03}_{row.name} was applied from another text than this one")
     if [row.number for row in applied] != list(range(1, len(applied) + 1)):
         raise MigrationError("schema_migrations has gaps")
+
+
+def schema_state(known: Sequence[Migration], applied: Sequence[Applied]) -> SchemaState:
+    """How what was applied stands to the files at hand."""
+    try:
+        check_applied(known, applied)
+    except SchemaNewer:
+        return SchemaState.NEWER
+    except MigrationError:
+        return SchemaState.CHANGED
+    return SchemaState.OLDER if len(applied) < len(known) else SchemaState.CURRENT
 
 
 def pending_up(known: Sequence[Migration], applied: Sequence[Applied]) -> Sequence[Migration]:

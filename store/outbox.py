@@ -21,6 +21,7 @@ import trio
 
 from saga.errors import SagaError, Unavailable
 from saga.model import EventType
+from saga.payload_mask import NOTHING, PayloadMask
 from store.cloudevents import Message, OutboxEvent, message_of
 
 log = logging.getLogger("saga.outbox")
@@ -204,7 +205,10 @@ class Relay:
         lease_secs: float = 15.0,
         batch_events: int = BATCH_EVENTS,
         batch_bytes: int = BATCH_BYTES,
+        payload_mask: PayloadMask = NOTHING,
     ) -> None:
+        """`payload_mask`: what of payloads is not published."""
+        self._payload_mask = payload_mask
         self._outbox = outbox
         self._publisher = publisher
         self._relay_id = relay_id
@@ -284,6 +288,8 @@ class Relay:
         events = await self._outbox.pending(self._relay_id, limit=self._batch_events, max_bytes=self._batch_bytes)
         if not events:
             return Pass()
+        if self._payload_mask:
+            events = [_masked(event, self._payload_mask) for event in events]
         # A failed compensation goes to the dead letters first. Were it the other way round, an event whose copy cannot
         # be sent just now would be sent again and again.
         copies = [event for event in events if event.event_type == EventType.SAGA_COMPENSATION_FAILED]
@@ -388,10 +394,18 @@ class Relay:
     def _note_trouble(self, trouble: str | None) -> None:
         """Logs when it begins and when it is over, not each pass in between."""
         if trouble is not None and self.trouble is None:
-            log.warning("relay_stalled: events wait in the outbox: %s", trouble)
+            log.warning("relay_stalled reason=%s", trouble)
         elif trouble is None and self.trouble is not None:
             log.info("relay_resumed")
         self.trouble = trouble
+
+
+def _masked(event: OutboxEvent, mask: PayloadMask) -> OutboxEvent:
+    return msgspec.structs.replace(
+        event,
+        payload=mask.json(event.payload),
+        error_message=None if event.error_message is None else mask.text(event.error_message),
+    )
 
 
 def _dead(event: OutboxEvent, message: Message, reason: str) -> DeadMessage:

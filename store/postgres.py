@@ -26,6 +26,7 @@ import msgspec
 import trio
 
 from bridge import run_aio
+from saga.audit import IN_PROCESS, AuditEntries, AuditFilter, NewAuditEntry, Requester
 from saga.errors import Unavailable
 from saga.model import Saga, SagaStatus, StepLog
 from saga.ports import (
@@ -40,10 +41,12 @@ from saga.ports import (
     Recorded,
     Registered,
     SagaFilter,
+    SchemaState,
+    UndoDebt,
 )
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
-from store import postgres_migrations, rows
+from store import audit_rows, postgres_migrations, rows
 from store.group_commit import Lane
 from store.postgres_errors import NothingSent, TryAgain, takes_no_writes, translated
 from store.postgres_outbox import PostgresOutbox
@@ -215,9 +218,12 @@ class PostgresStore:
         self._relay_link = _Link(dsn, _WRITER_SESSION)
         self.outbox = PostgresOutbox(self._relay_link, self._now)
         self._move_links = [_Link(dsn, _WRITER_SESSION) for _ in range(MOVE_LANES)]
-        self._creations: Lane[CreateRow, Created] = Lane(self._write_creations, key_of=lambda row: row.new.saga_id)
+        self._creations: Lane[CreateRow, Created] = Lane(
+            self._write_creations, key_of=lambda row: row.new.saga_id, name="creations"
+        )
         self._moves: list[Lane[MoveRow, Recorded]] = [
-            Lane(self._move_writer(link), key_of=lambda row: row.record.before.saga_id) for link in self._move_links
+            Lane(self._move_writer(link), key_of=lambda row: row.record.before.saga_id, name="moves")
+            for link in self._move_links
         ]
 
     @property
@@ -340,9 +346,15 @@ class PostgresStore:
             idempotency_keys=[new.idempotency_key for new in news],
             request_digests=[new.request_digest for new in news],
             traceparents=[new.traceparent for new in news],
+            tracestates=[new.tracestate for new in news],
             owners=[new.owner for new in news],
             epochs=[rows.first_epoch(new) for new in news],
             claim_ids=[claim_ids.get(new.saga_id) for new in news],
+            principals=[new.asked_by.principal for new in news],
+            roles=[audit_rows.roles_text(new.asked_by) for new in news],
+            addresses=[new.asked_by.address for new in news],
+            request_ids=[new.asked_by.request_id for new in news],
+            doors=[new.asked_by.door for new in news],
             events=self._events,
             now=self._now(),
         )
@@ -415,9 +427,34 @@ class PostgresStore:
         return await self._creations.write(rows.prepare_create(new))
 
     async def record(self, record: Record) -> Recorded:
+        row = rows.prepare_move(record)
+        if record.audit:
+            return await self._record_asked(row)
         # Not hash(): a saga's lane is its own also in the next process, which helps whoever reads a trace.
         lane = self._moves[int(record.before.saga_id[-4:], 16) % len(self._moves)]
-        return await lane.write(rows.prepare_move(record))
+        return await lane.write(row)
+
+    async def _record_asked(self, row: MoveRow) -> Recorded:
+        """A move that somebody asked for, with who that was. Few are, so that the lane's statement, which all others
+        pay for, says nothing of it; the fence holds between the two as it does between two workers."""
+
+        async def say(connection: Connection) -> Recorded | Exception:
+            async with connection.transaction():
+                (result,) = await self._record_all(connection, [row])
+                if isinstance(result, Recorded) and result.landed:
+                    for entry in row.record.audit:
+                        await self._enter(connection, entry)
+                return result
+
+        result = await self._write(say)
+        if isinstance(result, Exception):
+            raise result
+        if self._events and row.record.events:
+            self.outbox.bell.ring()
+        return result
+
+    async def _enter(self, connection: Connection, entry: NewAuditEntry) -> None:
+        await _fetch(connection, _Q["add_audit_entry"], **audit_rows.entry_parameters(entry), now=self._now())
 
     async def get(self, saga_id: str) -> Saga | None:
         known = canonical_saga_id(saga_id)
@@ -461,15 +498,19 @@ class PostgresStore:
 
         return await self._read(say)
 
-    async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
+    async def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
         known = canonical_saga_id(saga_id)
         if known is None:
             return None
 
         async def say(connection: Connection) -> Saga | None:
-            found = await _fetch(connection, _Q["request_cancel_unless_terminal"], saga_id=known)
-            if not found:
-                found = await _fetch(connection, _Q["sagas_by_ids"], saga_ids=[known])
+            async with connection.transaction():
+                found = await _fetch(connection, _Q["request_cancel_unless_terminal"], saga_id=known)
+                if found:
+                    marked = rows.saga_from_row(found[0], _instant)
+                    await self._enter(connection, audit_rows.cancel_entry(marked, asked_by))
+                    return marked
+            found = await _fetch(connection, _Q["sagas_by_ids"], saga_ids=[known])
             return rows.saga_from_row(found[0], _instant) if found else None
 
         return await self._write(say)
@@ -585,17 +626,22 @@ class PostgresStore:
         # statement, so that a cancel, which cuts it off, leaves all of the batch or none.
         return await self._read(say)
 
-    async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
-        text = encode_definition(definition)
+    async def register_workflow(
+        self, definition: WorkflowDefinition, source: str, asked_by: Requester = IN_PROCESS
+    ) -> Registered:
+        name, text = definition.name, encode_definition(definition)
 
         async def say(connection: Connection) -> Registered:
             while True:
-                added = await _fetch(
-                    connection, _Q["register_workflow_if_changed"], name=definition.name, definition=text, source=source
-                )
-                if added:
-                    return Registered(version=added[0]["version"], changed=True)
-                newest = await _fetch(connection, _Q["workflow"], name=definition.name, version=None)
+                async with connection.transaction():
+                    added = await _fetch(
+                        connection, _Q["register_workflow_if_changed"], name=name, definition=text, source=source
+                    )
+                    if added:
+                        version: int = added[0]["version"]
+                        await self._enter(connection, audit_rows.registration_entry(name, version, asked_by))
+                        return Registered(version=version, changed=True)
+                newest = await _fetch(connection, _Q["workflow"], name=name, version=None)
                 # Not there, or not the same: another process was adding it just then. Ask again.
                 if newest and rows.workflow_from_row(newest[0]).definition == definition:
                     return Registered(version=newest[0]["version"], changed=False)
@@ -614,6 +660,36 @@ class PostgresStore:
             return [rows.workflow_from_row(row) for row in await _fetch(connection, _Q["workflows"])]
 
         return await self._read(say)
+
+    async def add_audit_entry(self, entry: NewAuditEntry) -> None:
+        await self._write(lambda connection: self._enter(connection, entry))
+
+    async def list_audit(
+        self, where: AuditFilter, *, limit: int, after: tuple[datetime, int] | None = None
+    ) -> AuditEntries:
+        query = _Q["list_audit"] if where.saga_id is None else _Q["list_audit_of_saga"]
+
+        async def say(connection: Connection) -> AuditEntries:
+            found = await _fetch(
+                connection,
+                query,
+                **audit_rows.filter_parameters(where),
+                after_created_at=None if after is None else after[0],
+                after_id=None if after is None else after[1],
+                limit=limit + 1,
+            )
+            return audit_rows.stretch([audit_rows.entry_from_row(row, _instant) for row in found], limit)
+
+        return await self._read(say)
+
+    async def remove_audit_before(self, age_secs: float, limit: int) -> int:
+        async def say(connection: Connection) -> int:
+            removed = await _fetch(
+                connection, _Q["remove_audit_before"], age_secs=age_secs, limit=limit, now=self._now()
+            )
+            return len(removed)
+
+        return await self._read(say)  # for the reasons of remove_ended_before
 
     async def listen(self, tell: Callable[[Notice], None]) -> None:
         first, longest = LISTEN_PAUSE_SECS
@@ -677,6 +753,16 @@ class PostgresStore:
             return {SagaStatus(row["status"]): row["total"] for row in found}
 
         return await self._read(say)
+
+    async def undo_debt(self) -> Sequence[UndoDebt]:
+        async def say(connection: Connection) -> list[UndoDebt]:
+            found = await _fetch(connection, _Q["undo_debt"], now=self._now())
+            return [rows.undo_debt_from_row(row) for row in found]
+
+        return await self._read(say)
+
+    async def schema_state(self) -> SchemaState:
+        return await self._read(postgres_migrations.schema_state)
 
     async def close_connections(self) -> None:
         """Says good-bye to the server where it listens; what does not answer in time is cut. Asyncio-flavoured."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from saga.ports import SchemaState
 from store.errors import MigrationError
 from store.migrations import Applied, MigrationStatus, check_applied, migrations, pending_down, pending_up, statuses
+from store.migrations import schema_state as migrations_state
 from store.queries import Dialect, load
 
 _QUERIES = load(Dialect.POSTGRES)
@@ -55,6 +57,11 @@ async def require_current(connection: Connection) -> None:
     check_applied(known, applied)
     if len(applied) < len(known):
         raise MigrationError(f"the database is at {len(applied):03}, this release needs {len(known):03}: migrate up")
+
+
+async def schema_state(connection: Connection) -> SchemaState:
+    """How what was applied stands to this release."""
+    return migrations_state(migrations(Dialect.POSTGRES), await _applied(connection))
 
 
 async def _applied(connection: Connection) -> list[Applied]:

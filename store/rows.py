@@ -14,7 +14,7 @@ import msgspec
 
 from saga.errors import Conflict, LeaseLost, RowRejected
 from saga.model import Json, Saga, SagaStatus, StepAction, StepLog, StepStatus, UndoCorrection
-from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, SagaFilter
+from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, SagaFilter, UndoDebt
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, decode_definition
 
@@ -117,6 +117,7 @@ def saga_from_row(row: Row, instant: InstantReader) -> Saga:
         undo_failed=tuple(msgspec.json.decode(row["undo_failed"])),
         undo_corrections=_corrections(row["undo_corrections"]),
         traceparent=row["traceparent"],
+        tracestate=row["tracestate"],
         owner=row["owner"],
         epoch=row["epoch"],
         revision=row["revision"],
@@ -140,6 +141,7 @@ def new_saga_as_stored(new: NewSaga, created_at: datetime) -> Saga:
         correlation_id=new.correlation_id,
         initiated_by=new.initiated_by,
         traceparent=new.traceparent,
+        tracestate=new.tracestate,
         owner=new.owner,
         epoch=first_epoch(new),
     )
@@ -253,6 +255,16 @@ def step_log_from_row(row: Row, instant: InstantReader) -> StepLog:
 def workflow_from_row(row: Row) -> Workflow:
     """A row of workflow_definitions."""
     return Workflow(definition=decode_definition(row["definition"]), version=row["version"])
+
+
+def undo_debt_from_row(row: Row) -> UndoDebt:
+    """A row of undo_debt."""
+    return UndoDebt(
+        workflow_name=row["workflow_name"],
+        failed=row["failed"],
+        pending=row["pending"],
+        oldest_secs=row["oldest_secs"],
+    )
 
 
 def filter_parameters(where: SagaFilter) -> dict[str, Any]:

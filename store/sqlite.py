@@ -21,12 +21,26 @@ from typing import Any, TypeVar, TypeVarTuple, cast
 import msgspec
 import trio
 
+from saga.audit import IN_PROCESS, AuditEntries, AuditFilter, NewAuditEntry, Requester
 from saga.errors import Conflict, RowRejected, Unavailable
 from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepLog
-from saga.ports import Claimed, Clock, Created, NewSaga, Notice, Page, Record, Recorded, Registered, SagaFilter
+from saga.ports import (
+    Claimed,
+    Clock,
+    Created,
+    NewSaga,
+    Notice,
+    Page,
+    Record,
+    Recorded,
+    Registered,
+    SagaFilter,
+    SchemaState,
+    UndoDebt,
+)
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
-from store import rows, sqlite_migrations
+from store import audit_rows, rows, sqlite_migrations
 from store.cloudevents import OutboxEvent
 from store.errors import StoreInUse
 from store.group_commit import Lane
@@ -141,6 +155,7 @@ class _Database:
                 "idempotency_key": new.idempotency_key,
                 "request_digest": new.request_digest,
                 "traceparent": new.traceparent,
+                "tracestate": new.tracestate,
                 "owner": new.owner,
                 "epoch": rows.first_epoch(new),
                 "created_at": to_text(created_at),
@@ -160,7 +175,9 @@ class _Database:
                 new.saga_id,
                 SagaEvent(event_type=EventType.SAGA_STARTED, status=SagaStatus.STARTED, current_step=0),
             )
-        return Created(saga=rows.new_saga_as_stored(new, created_at))
+        saga = rows.new_saga_as_stored(new, created_at)
+        self._enter(audit_rows.start_entry(saga, new.asked_by), created_at)
+        return Created(saga=saga)
 
     def _next_created_at(self) -> datetime:
         """Now, but behind every earlier saga's: what is created later is claimed later, whatever the clock does."""
@@ -224,7 +241,12 @@ class _Database:
         if self._events:
             for event in record.events:
                 self._announce(before.saga_id, event)
+        for asked in record.audit:
+            self._enter(asked, now)
         return rows.moved_saga(row, landed[0], _instant)
+
+    def _enter(self, entry: NewAuditEntry, now: datetime | None = None) -> None:
+        self._run(_Q["add_audit_entry"], **audit_rows.entry_parameters(entry), now=_text(now))
 
     def _announce(self, saga_id: str, event: SagaEvent) -> None:
         self._run(
@@ -271,6 +293,25 @@ class _Database:
     def count_open(self) -> dict[SagaStatus, int]:
         return {SagaStatus(row["status"]): row["total"] for row in self._run(_Q["count_open_sagas"])}
 
+    def list_audit(self, where: AuditFilter, limit: int, after: tuple[datetime, int] | None) -> AuditEntries:
+        filters = audit_rows.filter_parameters(where)
+        filters["created_after"] = _text(where.created_after)
+        filters["created_before"] = _text(where.created_before)
+        found = self._run(
+            _Q["list_audit"] if where.saga_id is None else _Q["list_audit_of_saga"],
+            **filters,
+            after_created_at=None if after is None else to_text(after[0]),
+            after_id=None if after is None else after[1],
+            limit=limit + 1,
+        )
+        return audit_rows.stretch([audit_rows.entry_from_row(_row(row), _instant) for row in found], limit)
+
+    def undo_debt(self) -> list[UndoDebt]:
+        return [rows.undo_debt_from_row(_row(row)) for row in self._run(_Q["undo_debt"], now=None)]
+
+    def schema_state(self) -> SchemaState:
+        return sqlite_migrations.schema_state(self._connection)
+
     def cancel_requests(self, worker_id: str) -> list[str]:
         return [row["id"] for row in self._run(_Q["cancel_requests_of_worker"], worker_id=worker_id)]
 
@@ -311,10 +352,14 @@ class _Database:
             for event_id in settled.removed:
                 self._run(_Q["remove_event"], id=event_id)
 
-    def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
+    def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
         with self._transaction():
-            marked = self._run(_Q["request_cancel_unless_terminal"], saga_id=saga_id)
-            return rows.saga_from_row(_row(marked[0]), _instant) if marked else self.get(saga_id)
+            found = self._run(_Q["request_cancel_unless_terminal"], saga_id=saga_id)
+            if not found:
+                return self.get(saga_id)
+            marked = rows.saga_from_row(_row(found[0]), _instant)
+            self._enter(audit_rows.cancel_entry(marked, asked_by))
+            return marked
 
     def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
         with self._transaction():
@@ -364,7 +409,9 @@ class _Database:
         with self._transaction():
             return len(self._run(_Q["remove_ended_sagas"], age_secs=age_secs, limit=limit, now=None))
 
-    def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
+    def register_workflow(
+        self, definition: WorkflowDefinition, source: str, asked_by: Requester = IN_PROCESS
+    ) -> Registered:
         try:
             with self._transaction():
                 added = self._run(
@@ -374,11 +421,27 @@ class _Database:
                     source=source,
                 )
                 if added:
-                    return Registered(version=added[0]["version"], changed=True)
+                    version: int = added[0]["version"]
+                    self._enter(audit_rows.registration_entry(definition.name, version, asked_by))
+                    return Registered(version=version, changed=True)
                 newest = self._run(_Q["workflow"], name=definition.name, version=None)
                 return Registered(version=newest[0]["version"], changed=False)
         except _CONTENT_ERRORS as error:
             raise RowRejected(f"workflow {definition.name}: the database refuses the definition: {error}") from error
+
+    def add_audit_entry(self, entry: NewAuditEntry) -> None:
+        try:
+            with self._transaction():
+                self._enter(entry)
+        except _CONTENT_ERRORS as error:
+            raise RowRejected(f"the database refuses the audit entry: {error}") from error
+
+    def remove_audit_before(self, age_secs: float, limit: int) -> int:
+        with self._transaction():
+            self._run(_Q["set_audit_removal"], age_secs=age_secs, now=None)
+            removed = self._run(_Q["remove_audit_before"], age_secs=age_secs, limit=limit, now=None)
+            self._run(_Q["set_audit_removal"], age_secs=None, now=None)
+        return len(removed)
 
 
 def _array(values: Sequence[str | None]) -> str:
@@ -507,9 +570,11 @@ class SqliteStore:
     ) -> Page:
         return await self._read(self._reader.list_sagas, where, limit, offset, after)
 
-    async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
+    async def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
         known = canonical_saga_id(saga_id)
-        return None if known is None else await self._write(self._writer.request_cancel_unless_terminal, known)
+        if known is None:
+            return None
+        return await self._write(self._writer.request_cancel_unless_terminal, known, asked_by)
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
         return await self._write(self._writer.claim_due_sagas, worker_id, limit)
@@ -538,8 +603,21 @@ class SqliteStore:
     async def remove_ended_before(self, age_secs: float, limit: int) -> int:
         return await self._write(self._writer.remove_ended_before, age_secs, limit)
 
-    async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
-        return await self._write(self._writer.register_workflow, definition, source)
+    async def register_workflow(
+        self, definition: WorkflowDefinition, source: str, asked_by: Requester = IN_PROCESS
+    ) -> Registered:
+        return await self._write(self._writer.register_workflow, definition, source, asked_by)
+
+    async def add_audit_entry(self, entry: NewAuditEntry) -> None:
+        await self._write(self._writer.add_audit_entry, entry)
+
+    async def list_audit(
+        self, where: AuditFilter, *, limit: int, after: tuple[datetime, int] | None = None
+    ) -> AuditEntries:
+        return await self._read(self._reader.list_audit, where, limit, after)
+
+    async def remove_audit_before(self, age_secs: float, limit: int) -> int:
+        return await self._write(self._writer.remove_audit_before, age_secs, limit)
 
     async def workflow(self, name: str, version: int | None = None) -> Workflow | None:
         return await self._read(self._reader.workflow, name, version)
@@ -557,6 +635,12 @@ class SqliteStore:
 
     async def count_open(self) -> dict[SagaStatus, int]:
         return await self._read(self._reader.count_open)
+
+    async def undo_debt(self) -> Sequence[UndoDebt]:
+        return await self._read(self._reader.undo_debt)
+
+    async def schema_state(self) -> SchemaState:
+        return await self._read(self._reader.schema_state)
 
 
 class SqliteOutbox:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
+from saga.ports import SchemaState
 from store.errors import MigrationError
 from store.instants import from_text
 from store.migrations import Applied, MigrationStatus, check_applied, migrations, pending_down, pending_up, statuses
+from store.migrations import schema_state as migrations_state
 from store.queries import Dialect, load
 
 _QUERIES = load(Dialect.SQLITE)
@@ -73,6 +75,11 @@ def require_current(connection: sqlite3.Connection) -> None:
     check_applied(known, applied)
     if len(applied) < len(known):
         raise MigrationError(f"the database is at {len(applied):03}, this release needs {len(known):03}: migrate up")
+
+
+def schema_state(connection: sqlite3.Connection) -> SchemaState:
+    """How what was applied stands to this release."""
+    return migrations_state(migrations(Dialect.SQLITE), _applied(connection) if _exists(connection) else [])
 
 
 def split_statements(script: str) -> Iterator[str]:

@@ -45,10 +45,12 @@ FOREIGN_TO_SAGA = {
 """Databases, networks, frameworks and the other event loop: the domain knows none of them."""
 
 PURE = [
+    "access",
     "errors",
     "expressions",
     "mapping",
     "model",
+    "tracing",
     "transitions",
     "workflow",
     "workflow_yaml",

@@ -8,6 +8,7 @@ from k1s0.system.saga.v1 import saga_pb2
 
 import rpc.server_errors
 import web.errors
+from saga.access import GRANTS, Permission, Role
 from saga.drain import Drain
 from saga.model import TERMINAL
 from saga.transitions import TRANSITIONS
@@ -16,8 +17,13 @@ from web.api import Api
 ROOT = Path(__file__).resolve().parent.parent
 ARROW = re.compile(r"^ +(\S+) --> (\S+?)(?:: (\w+))?$", re.MULTILINE)
 API = (ROOT / "docs/api.md").read_text(encoding="utf-8")
-MADE_APART = {"GET /", "GET /sagas/{saga_id}", "GET /metrics", "GET /openapi.json"}
-"""Routes that are no operations of the API: pages and documents."""
+MADE_APART = {
+    **dict.fromkeys(
+        ("GET /", "GET /audit", "GET /sagas/{saga_id}", "GET /metrics", "GET /openapi.json", "GET /sign-in"), "200"
+    ),
+    **dict.fromkeys(("POST /sign-in", "POST /sign-out"), "303"),
+}
+"""Routes that are no operations of the API, pages and documents, with what they answer."""
 
 
 def rows(first: str) -> list[list[str]]:
@@ -52,9 +58,9 @@ def test_every_link_between_the_documents_leads_to_a_file() -> None:
 def test_the_api_document_has_every_route_with_what_it_answers_and_no_other() -> None:
     told = {call.strip("`"): statuses for call, statuses, _ in rows("`(GET|POST) /.*`")}
 
-    operations = Api(cast(Any, None), Drain(), {}).operations
+    operations = Api(cast(Any, None), Drain(), cast(Any, None)).operations
     offered = {f"{each.method} {each.path}": ", ".join(map(str, each.replies)) for each in operations}
-    assert told == offered | dict.fromkeys(MADE_APART, "200")
+    assert told == offered | MADE_APART
 
 
 def test_the_api_document_has_every_error_of_both_doors_and_no_other() -> None:
@@ -69,3 +75,27 @@ def test_the_api_document_has_every_grpc_method_and_no_other() -> None:
     (service,) = saga_pb2.DESCRIPTOR.services_by_name.values()
     told = [name for cells in rows("(`[A-Z][A-Za-z]+`(, )?)+") for name in re.findall(r"`(\w*[a-z]\w*)`", cells[0])]
     assert sorted(told) == sorted(method.name for method in service.methods)
+
+
+def test_the_access_document_has_the_matrix_of_roles() -> None:
+    text = (ROOT / "docs/access.md").read_text(encoding="utf-8")
+    header, *lines = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
+    told = {
+        subject: {role for role, cell in zip(header[1:], cells, strict=True) if cell == "yes"}
+        for subject, *cells in lines
+    }
+    meant = {
+        "sagas: list, read, watch": Permission.READ_SAGAS,
+        "workflows: list, read": Permission.READ_WORKFLOWS,
+        "the audit log": Permission.READ_AUDIT,
+        "sagas: start, cancel, retry compensations": Permission.WRITE_SAGAS,
+        "workflows: register": Permission.WRITE_WORKFLOWS,
+    }
+    assert told == {
+        subject: {role.value for role in Role if permission in GRANTS[role]} for subject, permission in meant.items()
+    }
+    assert set(meant.values()) == set(Permission) - {Permission.OPEN}

@@ -14,11 +14,14 @@ from typing import Any
 import msgspec
 import trio
 
+from saga.access import Permission, require
+from saga.audit import AuditAction, Requester
 from saga.drain import Drain
-from saga.errors import SagaError
+from saga.errors import PermissionDenied
 from saga.mapping import rfc3339
 from saga.model import SagaStatus
 from saga.ports import SagaFilter
+from saga.readiness import Readiness
 from saga.service import SagaService, StartSaga
 from saga.uncancelled import uncancelled
 from web import schema
@@ -29,20 +32,17 @@ from web.parsing import parse_body, parse_query
 log = logging.getLogger("saga.web")
 
 BASE = "/api/v1"
-CHECK_SECS = 3.0
-"""How long one readiness check may take. A guess: shorter than the probes' usual patience."""
-
-Check = Callable[[], Awaitable[None]]
-"""Returns if a part is well; raises `SagaError` if not."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of the API. `replies` maps a status to the type of its body; `errors` are statuses it may fail with."""
+    """One call of the API. `replies` maps a status to the type of its body; `errors` are statuses it may fail with.
+    `audited`: what the audit log calls it; None: it changes nothing."""
 
     name: str
     method: str
     path: str
     summary: str
+    permission: Permission
     handle: Callable[[Request], Awaitable[Reply]]
     replies: Mapping[int, type]
     query: type[msgspec.Struct] = schema.NoQuery
@@ -50,22 +50,23 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body_required: bool = True
     headers: Mapping[str, str] = {}
     errors: tuple[int, ...] = ()
-    is_open: bool = False
+    audited: AuditAction | None = None
 
 
 class Api:
-    """What HTTP clients can call. A failing one of `optional_checks` makes the process degraded, not unhealthy."""
+    """What HTTP clients can call."""
 
-    def __init__(self, service: SagaService, drain: Drain, optional_checks: Mapping[str, Check]) -> None:
+    def __init__(self, service: SagaService, drain: Drain, readiness: Readiness) -> None:
         self._service = service
         self._drain = drain
-        self._optional_checks = optional_checks
+        self._readiness = readiness
         self.operations = self._table()
 
     def _table(self) -> tuple[Operation, ...]:
         return (
             Operation(
                 name="startSaga",
+                permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas",
                 summary="Start a saga; it is durable when this answers",
@@ -74,13 +75,16 @@ class Api:
                 headers={
                     "Idempotency-Key": "at most 255 characters; the same key with the same body answers with the same"
                     " saga and Idempotent-Replayed: true, with another body 409",
-                    "traceparent": "W3C trace context, passed on to the participants",
+                    "traceparent": "W3C trace context: the saga and the calls of its participants are in this trace",
+                    "tracestate": "passed on to the participants beside traceparent",
                 },
                 replies={201: schema.SagaAccepted},
                 errors=(400, 404, 409, 413, 503),
+                audited=AuditAction.START_SAGA,
             ),
             Operation(
                 name="listSagas",
+                permission=Permission.READ_SAGAS,
                 method="GET",
                 path=f"{BASE}/sagas",
                 summary="A page of sagas, newest first",
@@ -91,6 +95,7 @@ class Api:
             ),
             Operation(
                 name="getSaga",
+                permission=Permission.READ_SAGAS,
                 method="GET",
                 path=f"{BASE}/sagas/{{saga_id}}",
                 summary="A saga and what was done for it",
@@ -101,24 +106,29 @@ class Api:
             ),
             Operation(
                 name="cancelSaga",
+                permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/cancel",
                 summary="Ask for the cancellation, durably: what succeeded is compensated, the saga ends CANCELLED",
                 handle=self.cancel_saga,
                 replies={200: schema.Done},
                 errors=(400, 404, 409, 503),
+                audited=AuditAction.CANCEL_SAGA,
             ),
             Operation(
                 name="compensateSaga",
+                permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/compensate",
                 summary="The same as cancel",
                 handle=self.cancel_saga,
                 replies={200: schema.Done},
                 errors=(400, 404, 409, 503),
+                audited=AuditAction.CANCEL_SAGA,
             ),
             Operation(
                 name="retryCompensation",
+                permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/retry-compensation",
                 summary="Run the failed compensations of an ended saga again, with what is corrected about them",
@@ -127,9 +137,11 @@ class Api:
                 body_required=False,
                 replies={202: schema.SagaAccepted},
                 errors=(400, 404, 409, 413, 503),
+                audited=AuditAction.RETRY_COMPENSATION,
             ),
             Operation(
                 name="registerWorkflow",
+                permission=Permission.WRITE_WORKFLOWS,
                 method="POST",
                 path=f"{BASE}/workflows",
                 summary="Register a workflow, durably; a changed definition is the next version",
@@ -137,9 +149,11 @@ class Api:
                 body=schema.RegisterWorkflowBody,
                 replies={201: schema.WorkflowRegistered},
                 errors=(400, 413, 503),
+                audited=AuditAction.REGISTER_WORKFLOW,
             ),
             Operation(
                 name="listWorkflows",
+                permission=Permission.READ_WORKFLOWS,
                 method="GET",
                 path=f"{BASE}/workflows",
                 summary="The newest version of every workflow",
@@ -149,6 +163,7 @@ class Api:
             ),
             Operation(
                 name="getWorkflow",
+                permission=Permission.READ_WORKFLOWS,
                 method="GET",
                 path=f"{BASE}/workflows/{{name}}",
                 summary="The newest version of one workflow, whole",
@@ -157,22 +172,33 @@ class Api:
                 errors=(400, 404, 503),
             ),
             Operation(
+                name="listAudit",
+                permission=Permission.READ_AUDIT,
+                method="GET",
+                path=f"{BASE}/audit",
+                summary="A page of the audit log: who asked for which change, newest first",
+                handle=self.list_audit,
+                query=schema.ListAuditQuery,
+                replies={200: schema.AuditListView},
+                errors=(400, 503),
+            ),
+            Operation(
                 name="healthz",
+                permission=Permission.OPEN,
                 method="GET",
                 path="/healthz",
                 summary="The process answers",
                 handle=self.healthz,
                 replies={200: schema.Alive},
-                is_open=True,
             ),
             Operation(
                 name="readyz",
+                permission=Permission.OPEN,
                 method="GET",
                 path="/readyz",
                 summary="Whether this process should be sent requests",
                 handle=self.readyz,
                 replies={200: schema.Readiness, 503: schema.Readiness},
-                is_open=True,
             ),
         )
 
@@ -190,8 +216,13 @@ class Api:
                 initiated_by=body.initiated_by,
                 idempotency_key=request.header("Idempotency-Key"),
                 traceparent=request.header("traceparent"),
+                tracestate=",".join(request.headers.get("tracestate", ())),
+                span_id=None if request.span is None else request.span.span_id,
             ),
+            request.asked_by,
         )
+        if request.span is not None:
+            request.span.joins(started.saga)
         saga_id = started.saga.saga_id
         headers = {"Location": f"{BASE}/sagas/{saga_id}"}
         if started.replayed:
@@ -219,15 +250,16 @@ class Api:
     async def get_saga(self, request: Request) -> Reply:
         query = parse_query(request.query, schema.GetSagaQuery)
         saga_id = request.path_values["saga_id"]
-        with self._drain.ends_early() as scope:
+        # Nobody waits longer than their token is good for: they are told what there is, as when their time is up.
+        with self._drain.ends_early() as stop, trio.move_on_at(request.principal.ends_at) as expiry:
             detail = await self._service.get(saga_id, wait_secs=query.wait_secs)
-        if scope.cancelled_caught:
+        if stop.cancelled_caught or expiry.cancelled_caught:
             detail = await self._service.get(saga_id)
         return _json(200, schema.saga_detail_view(detail))
 
     async def cancel_saga(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
-        saga = await uncancelled(self._service.cancel, request.path_values["saga_id"])
+        saga = await uncancelled(self._service.cancel, request.path_values["saga_id"], request.asked_by)
         return _json(200, schema.Done(success=True, message=f"saga {saga.saga_id} cancelled"))
 
     async def retry_compensation(self, request: Request) -> Reply:
@@ -235,7 +267,8 @@ class Api:
         steps = {}
         if request.body:
             steps = parse_body(request.body, request.header("Content-Type"), schema.RetryCompensationBody).steps
-        saga = await uncancelled(self._service.retry_compensation, request.path_values["saga_id"], steps)
+        saga_id = request.path_values["saga_id"]
+        saga = await uncancelled(self._service.retry_compensation, saga_id, steps, request.asked_by)
         return _json(202, schema.SagaAccepted(saga_id=saga.saga_id, status=saga.status))
 
     # --- workflows ----------------------------------------------------------------------------------------------------
@@ -243,8 +276,8 @@ class Api:
     async def register_workflow(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
         body = parse_body(request.body, request.header("Content-Type"), schema.RegisterWorkflowBody)
-        workflow = (await uncancelled(self._service.register_workflow, body.workflow_yaml)).workflow
-        definition = workflow.definition
+        registered = await uncancelled(self._service.register_workflow, body.workflow_yaml, request.asked_by)
+        workflow, definition = registered.workflow, registered.workflow.definition
         return _json(
             201,
             schema.WorkflowRegistered(name=definition.name, version=workflow.version, step_count=len(definition.steps)),
@@ -261,34 +294,41 @@ class Api:
         # A set of codes has no order of its own; the same workflow should read the same each time.
         return Reply(status=200, body=msgspec.json.encode(view, order="deterministic"))
 
+    # --- the audit log ------------------------------------------------------------------------------------------------
+
+    async def list_audit(self, request: Request) -> Reply:
+        query = parse_query(request.query, schema.ListAuditQuery)
+        page = await self._service.audit.entries(
+            schema.audit_filter(query), page_size=query.page_size, cursor=query.cursor
+        )
+        return _json(200, schema.audit_list_view(page))
+
+    async def answer(self, operation: Operation, request: Request) -> Reply:
+        """What `operation` replies; an error becomes its envelope. Cancelled when the client goes away."""
+        try:
+            require(request.principal, operation.permission)
+            return await operation.handle(request)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client gets the envelope; Cancelled is none of it
+            if isinstance(error, PermissionDenied):
+                await self.note_denied(operation, request.asked_by, request.path_values.get("saga_id"))
+            return error_reply(error, request.request_id)
+
+    async def note_denied(self, operation: Operation, asked_by: Requester, saga_id: str | None) -> None:
+        """Enters in the audit log that the permission for a change was lacking."""
+        if operation.audited is not None:
+            await self._service.audit.note_denied(asked_by, operation.audited, saga_id)
+
     # --- health -------------------------------------------------------------------------------------------------------
 
     async def healthz(self, request: Request) -> Reply:
         return _json(200, schema.Alive())
 
     async def readyz(self, request: Request) -> Reply:
-        checks = {
-            "database": await _outcome(self._service.check_database),
-            "worker": "draining" if self._drain.begun or self._service.is_draining else "ok",
-        }
-        vital = all(outcome == "ok" for outcome in checks.values())
-        for name, check in self._optional_checks.items():
-            checks[name] = await _outcome(check)
-        well = all(outcome == "ok" for outcome in checks.values())
-        readiness = schema.Readiness(
-            status="healthy" if well else "degraded" if vital else "unhealthy",
-            checks=checks,
-            timestamp=rfc3339(datetime.now(UTC)),
+        report = await self._readiness.report()
+        body = schema.Readiness(
+            status=report.health.value, checks=dict(report.checks), timestamp=rfc3339(datetime.now(UTC))
         )
-        return _json(200 if vital else 503, readiness)
-
-
-async def answer(operation: Operation, request: Request) -> Reply:
-    """What `operation` replies; an error becomes its envelope. Cancelled when the client goes away."""
-    try:
-        return await operation.handle(request)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the client gets the envelope; Cancelled is none of it
-        return error_reply(error, request.request_id)
+        return _json(200 if report.is_ready else 503, body)
 
 
 def error_reply(error: Exception, request_id: str) -> Reply:
@@ -298,19 +338,9 @@ def error_reply(error: Exception, request_id: str) -> Reply:
         log.error("http_error request_id=%s", request_id, exc_info=error)
     elif status == 503:
         log.warning("http_unavailable request_id=%s error=%s", request_id, error)
+    elif status in (401, 403):
+        log.info("access_refused request_id=%s reason=%s", request_id, error)
     return Reply(status=status, body=envelope(error, request_id), headers=headers_of(error))
-
-
-async def _outcome(check: Check) -> str:
-    """`ok`, or what is wrong in words that tell an unauthenticated reader nothing about the inside."""
-    with trio.move_on_after(CHECK_SECS):
-        try:
-            await check()
-        except SagaError as error:
-            log.warning("check_failed error=%s", error)
-            return "unavailable"
-        return "ok"
-    return "timeout"
 
 
 def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -15,42 +16,62 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
+from saga import audit
+from saga.access import Permission
+from saga.authentication import Authenticator
 from saga.drain import Drain
-from saga.errors import Invalid, NotFound, SagaError
+from saga.errors import Invalid, NotFound, PermissionDenied
+from saga.payload_mask import NOTHING, PayloadMask
+from saga.readiness import Readiness
 from saga.service import SagaService
-from web.api import Api, Check, Operation, answer, error_reply
-from web.door import REQUEST_ID, ROUTE, Door
+from saga.tracing import Tracer
+from web.api import Api, Operation, error_reply
+from web.door import PRINCIPAL, REQUEST_ID, ROUTE, SPAN, Door
 from web.errors import MethodNotAllowed
-from web.exchange import Reply, Request, headers_by_name
+from web.exchange import Reply, Request, headers_by_name, peer_of
 from web.metrics import CONTENT_TYPE, PrometheusMeter
 from web.openapi import openapi
-from web.pages import add_pages
+from web.pages import PAGES, add_pages
 from web.shared_metrics import SharedMetrics
 from web.shield_last import shield_last
+from web.sign_in import SIGN_IN, add_sign_in
+
+log = logging.getLogger("saga.web")
 
 COUNT_SECS = 2.0
 """How long a scrape waits for the store to count open sagas."""
 COUNT_KEPT_SECS = 5.0
-"""How long that count is used again: anyone may scrape, and it reads an index from end to end."""
+"""How long that count is used again, and ten times what it took: anyone may scrape, and it reads indexes from end to
+end."""
+
+DOCUMENTS: Mapping[str, Permission] = {
+    "openapi_json": Permission.OPEN,
+    "metrics": Permission.OPEN,
+    "static": Permission.OPEN,
+}
+"""The routes, by endpoint, that are neither operations nor pages (spec section 9)."""
 
 
 def create_app(
     service: SagaService,
     *,
+    authenticator: Authenticator,
     drain: Drain,
     version: str,
     meter: PrometheusMeter | None = None,
-    optional_checks: Mapping[str, Check] | None = None,
+    tracer: Tracer | None = None,
+    readiness: Readiness | None = None,
     shared_metrics: SharedMetrics | None = None,
+    payload_mask: PayloadMask = NOTHING,
 ) -> QuartTrio:
     """The application; serve it with `serving.serve_rest`.
 
-    `drain`: begun by whoever stops the process, ends long polls. `optional_checks`: parts (by name) whose failure makes
-    `/readyz` say degraded. Without `meter` the application has one of its own; with `shared_metrics` it tells of other
-    workers' too.
+    `authenticator`: tells who asks. `drain`: begun by whoever stops the process, ends long polls. Without
+    `readiness` and `meter` the application has ones of its own; with `shared_metrics` it tells of other workers' too.
+    `payload_mask`: what the pages do not show.
     """
     meter = meter or PrometheusMeter()
-    api = Api(service, drain, optional_checks or {})
+    api = Api(service, drain, readiness or Readiness(service, drain))
     app = QuartTrio("web", static_folder="static", template_folder="templates")
     # A doubled slash is an unknown route, not a redirect; bodies are bounded before they come here.
     app.url_map.merge_slashes = False
@@ -60,15 +81,18 @@ def create_app(
         app.add_url_rule(
             operation.path.replace("{saga_id}", "<saga_id>").replace("{name}", "<path:name>"),
             endpoint=operation.name,
-            view_func=_view(operation),
+            view_func=_view(api, operation),
             methods=[operation.method],
         )
     app.before_request(_note_route)
+    access = {operation.name: operation.permission for operation in api.operations}
+    add_sign_in(app, authenticator, {**access, **DOCUMENTS, **PAGES, **SIGN_IN}, PAGES)
     _add_documents(app, service, api, meter, shared_metrics, version)
-    add_pages(app, service)
-    app.register_error_handler(Exception, _on_error)
+    add_pages(app, service, payload_mask)
+    _answer_errors(app, api)
     inner = cast(Any, app.asgi_app)
-    app.asgi_app = shield_last(Door(inner, api, meter, drain, service.max_payload_bytes))  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
+    door = Door(inner, api, authenticator, meter, tracer or Tracer(), drain, service.max_payload_bytes)
+    app.asgi_app = shield_last(door)  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
     return app
 
 
@@ -78,7 +102,7 @@ def _note_route() -> None:
         _scope()[ROUTE] = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
 
 
-def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
+def _view(api: Api, operation: Operation) -> Callable[..., Awaitable[Response]]:
     async def view(**path_values: str) -> Response:
         scope = _scope()
         request = Request(
@@ -89,8 +113,11 @@ def _view(operation: Operation) -> Callable[..., Awaitable[Response]]:
             headers=headers_by_name(scope["headers"]),
             body=cast(bytes, await quart.request.get_data()),
             request_id=scope[REQUEST_ID],
+            principal=scope[PRINCIPAL],
+            address=peer_of(scope),
+            span=scope[SPAN],
         )
-        return _response(await answer(operation, request))
+        return _response(await api.answer(operation, request))
 
     return view
 
@@ -117,29 +144,40 @@ def _add_documents(
     @app.get("/metrics")
     async def metrics() -> Response:
         nonlocal counted_until
-        if trio.current_time() >= counted_until:
-            # Without the store the rest is all the more worth having; the old count stays.
+        asked_at = trio.current_time()
+        if asked_at >= counted_until:
+            counted_until = asked_at + COUNT_KEPT_SECS  # at once, so that scrapes at the same time count once
+            # Without the store the rest is all the more worth having; the old count stays, and its instant tells.
             with trio.move_on_after(COUNT_SECS):
                 try:
-                    meter.set_open(await service.count_open())
-                except SagaError:
-                    pass
-            counted_until = trio.current_time() + COUNT_KEPT_SECS
+                    meter.set_store_counts(await service.count_open(), await service.undo_debt())
+                except Exception as error:  # noqa: BLE001  # whatever is wrong with the store, a scrape tells the rest
+                    log.warning("store_not_counted error=%s", error)
+            counted_until += 10 * (trio.current_time() - asked_at)
         body = meter.render() if shared is None else await shared.render()
         return _response(Reply(status=200, body=body, content_type=CONTENT_TYPE))
 
 
-async def _on_error(error: Exception) -> Response:
-    """What Quart itself refuses, and what a handler did not expect."""
-    scope = _scope()
-    told: Exception = error
-    if isinstance(error, WerkzeugMethodNotAllowed):
-        told = MethodNotAllowed(scope["method"], error.valid_methods or ())
-    elif isinstance(error, HTTPException) and error.code == 404:
-        told = NotFound("no such route")
-    elif isinstance(error, HTTPException) and error.code is not None and error.code < 500:
-        told = Invalid(error.description or error.name)
-    return _response(error_reply(told, scope[REQUEST_ID]))
+def _answer_errors(app: QuartTrio, api: Api) -> None:
+    """Envelopes for what Quart itself refuses, what the guard refuses, and what a handler did not expect."""
+    operations = {operation.name: operation for operation in api.operations}
+
+    @app.errorhandler(Exception)
+    async def on_error(error: Exception) -> Response:
+        scope = _scope()
+        told: Exception = error
+        if isinstance(error, WerkzeugMethodNotAllowed):
+            told = MethodNotAllowed(scope["method"], error.valid_methods or ())
+        elif isinstance(error, HTTPException) and error.code == 404:
+            told = NotFound("no such route")
+        elif isinstance(error, HTTPException) and error.code is not None and error.code < 500:
+            told = Invalid(error.description or error.name)
+        elif isinstance(error, PermissionDenied) and (refused := operations.get(quart.request.endpoint or "")):
+            asked_by = audit.requester(
+                scope[PRINCIPAL], audit.Door.REST, address=peer_of(scope), request_id=scope[REQUEST_ID]
+            )
+            await api.note_denied(refused, asked_by, (quart.request.view_args or {}).get("saga_id"))
+        return _response(error_reply(told, scope[REQUEST_ID]))
 
 
 def _scope() -> dict[str, Any]:

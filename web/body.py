@@ -49,15 +49,23 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
             if not more:
                 raise too_large(max_bytes)
         chunks.clear()
-        with trio.move_on_after(SWALLOW_SECS):
-            while size <= SWALLOW_BYTES:
-                chunk, more = await _next(receive)
-                size += len(chunk)
-                if not more:
-                    raise too_large(max_bytes)
+        if await discard_body(receive):
+            raise too_large(max_bytes)
         raise Unread(too_large(max_bytes))
     message = f"the body did not arrive within {BODY_SECS:g} s"
     raise Unread(Invalid(message, (Detail(field="", reason="timeout", message=message),)))
+
+
+async def discard_body(receive: Receive) -> bool:
+    """Throws away what is left of a body that is refused; False: it did not end within bounds. `ClientGone`."""
+    size = 0
+    with trio.move_on_after(SWALLOW_SECS):
+        while size <= SWALLOW_BYTES:
+            chunk, more = await _next(receive)
+            size += len(chunk)
+            if not more:
+                return True
+    return False
 
 
 def too_large(max_bytes: int) -> PayloadTooLarge:

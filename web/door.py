@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
+import h11
+
+from saga.access import NOBODY, Principal, single_authorization
+from saga.authentication import Authenticator
 from saga.drain import Drain
-from saga.errors import Invalid
+from saga.errors import Detail, Invalid, RequestError, Unavailable
+from saga.log_fields import about
 from saga.meter import Meter
 from saga.request_id import request_id
+from saga.request_span import RequestSpan
+from saga.tracing import Attribute, Tracer, read_traceparent
 from saga.workflow_yaml import MAX_YAML_BYTES
-from web.api import Api, answer, error_reply
-from web.body import ClientGone, Unread, read_body
-from web.exchange import Reply, Request, headers_by_name
+from web.api import BASE, Api, error_reply
+from web.body import ClientGone, Unread, discard_body, read_body
+from web.exchange import Reply, Request, headers_by_name, peer_of
 from web.shield_last import Asgi, Receive, Scope, Send
 
 log = logging.getLogger("saga.web")
@@ -39,15 +48,30 @@ GONE = 499
 
 REQUEST_ID = "saga.request_id"
 ROUTE = "saga.route"
-"""Keys of the ASGI scope: the id of the request, and, set by whoever answers, the pattern of its path."""
+SPAN = "saga.span"
+PRINCIPAL = "saga.principal"
+"""Keys of the ASGI scope: the id of the request, its span if one is kept, who it is from, and, set by whoever answers,
+the pattern of its path."""
 
 
 class Door:
     """An ASGI application around another."""
 
-    def __init__(self, inner: Asgi, api: Api, meter: Meter, drain: Drain, max_payload_bytes: int) -> None:
+    def __init__(
+        self,
+        inner: Asgi,
+        api: Api,
+        authenticator: Authenticator,
+        meter: Meter,
+        tracer: Tracer,
+        drain: Drain,
+        max_payload_bytes: int,
+    ) -> None:
         self._inner = inner
+        self._api = api
+        self._authenticator = authenticator
         self._meter = meter
+        self._tracer = tracer
         self._drain = drain
         self._max_body_bytes = max(max_payload_bytes, WORKFLOW_BODY_BYTES) + BODY_SLACK_BYTES
         by_name = {operation.name: operation for operation in api.operations}
@@ -55,12 +79,22 @@ class Door:
         self._get_prefix = self._get.path.partition("{")[0]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            # There are none. Where more came meanwhile, hypercorn has turned it away itself and must not do so again.
+            with suppress(h11.LocalProtocolError):
+                await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
         headers = headers_by_name(scope["headers"])
         known_as = request_id(headers.get("x-request-id", [None])[-1])
         scope[REQUEST_ID] = known_as
+        traceparent = _only(headers.get("traceparent"))
+        scope[SPAN] = span = None
+        if self._tracer.enabled:
+            tracestate = ",".join(headers.get("tracestate", ()))
+            scope[SPAN] = span = RequestSpan(self._tracer, traceparent, tracestate)
         started = time.perf_counter()
         status = GONE
         noted = False
@@ -69,7 +103,10 @@ class Door:
             nonlocal noted
             if not noted:
                 noted = True
-                self._note(scope, status, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._note(scope, status, seconds)
+                if span is not None:
+                    _end_span(span, scope, status, seconds)
 
         async def send_noted(message: dict[str, Any]) -> None:
             nonlocal status
@@ -83,10 +120,12 @@ class Door:
                 note()  # before it is sent: whoever has the answer finds the line, and the count, there
             await send(message)
 
-        try:
-            await self._serve(scope, headers, known_as, receive, send_noted)
-        finally:
-            note()
+        caller = read_traceparent(traceparent)
+        with about(request_id=known_as, **({} if caller is None else {"trace_id": caller.trace_id})):
+            try:
+                await self._serve(scope, headers, known_as, receive, send_noted)
+            finally:
+                note()
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get(ROUTE, "none")
@@ -95,20 +134,28 @@ class Door:
         if log.isEnabledFor(level):
             log.log(
                 level,
-                "http_request method=%s path=%s status=%d ms=%.1f request_id=%s",
-                *(scope["method"], _printable(scope["raw_path"]), status, seconds * 1000, scope[REQUEST_ID]),
+                "http_request method=%s route=%s path=%s status=%d ms=%.1f request_id=%s",
+                *(scope["method"], route, _printable(scope["raw_path"]), status, seconds * 1000, scope[REQUEST_ID]),
             )
 
     async def _serve(
         self, scope: Scope, headers: dict[str, list[str]], known_as: str, receive: Receive, send: Send
     ) -> None:
+        # HTTP/2 has no such header, and forbids it; there the stream alone ends.
+        closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
         try:
+            scope["path"] = _path(scope["path"])
+            try:
+                principal = scope[PRINCIPAL] = await self._principal(scope["path"], headers)
+            except (RequestError, Unavailable) as error:
+                # A stranger's body takes no memory; it is read so that the answer arrives (see body.py).
+                whole = await discard_body(receive)
+                await _send(send, error_reply(error, known_as), {} if whole else closing)
+                return
             body = await read_body(receive, self._max_body_bytes)
         except ClientGone:
             return
         except Unread as unread:
-            # HTTP/2 has no such header, and forbids it; there the stream alone ends.
-            closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
             await _send(send, error_reply(unread.reason, known_as), closing)
             return
         except Invalid as error:
@@ -137,8 +184,31 @@ class Door:
             headers=headers,
             body=body,
             request_id=known_as,
+            principal=principal,
+            address=peer_of(scope),
+            span=scope[SPAN],
         )
-        await _send(send, await answer(operation, request))
+        await _send(send, await self._api.answer(operation, request))
+
+    async def _principal(self, path: str, headers: dict[str, list[str]]) -> Principal:
+        """Who asks the API. Whoever asks for something else is nobody here; the pages see to their own (pages.py)."""
+        if not path.startswith(BASE):
+            return NOBODY
+        authorization = single_authorization(headers.get("authorization", ()))
+        return self._authenticator.recognized(authorization) or await self._authenticator.authenticate(authorization)
+
+
+def _path(target: str) -> str:
+    """The path of a request's target, which may be a whole URL: what is decided by it must be what is routed by it.
+    `Invalid`: it is no URL."""
+    if target.startswith("/"):
+        return target
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        message = "expected a path or a URL as the target of the request"
+        raise Invalid(message, (Detail(field="", reason="malformed", message=message),)) from None
+    return (parts.path or "/") if parts.scheme else target
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -174,6 +244,26 @@ async def _send(send: Send, reply: Reply, more_headers: dict[str, str] | None = 
         await send({"type": "http.response.body", "body": body, "more_body": True})
         body = b""
     await send({"type": "http.response.body", "body": body})
+
+
+def _end_span(span: RequestSpan, scope: Scope, status: int, seconds: float) -> None:
+    route = scope.get(ROUTE)
+    if route in PROBED:
+        return
+    attributes: dict[str, Attribute] = {
+        "http.request.method": scope["method"],
+        "http.response.status_code": status,
+        "url.scheme": scope["scheme"],
+        "saga.request_id": scope[REQUEST_ID],
+    }
+    if route is not None:
+        attributes["http.route"] = route
+    name = scope["method"] if route is None else f"{scope['method']} {route}"
+    span.end(name, seconds, attributes, f"HTTP {status}" if status >= 500 else None)
+
+
+def _only(values: list[str] | None) -> str | None:
+    return values[0] if values is not None and len(values) == 1 else None
 
 
 def _printable(raw_path: bytes) -> str:

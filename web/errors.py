@@ -9,11 +9,25 @@ from collections.abc import Iterable
 
 import msgspec
 
-from saga.errors import Conflict, Detail, Invalid, NotFound, PayloadTooLarge, Unavailable
+from saga.errors import (
+    Conflict,
+    Detail,
+    Invalid,
+    MissingToken,
+    NotFound,
+    PayloadTooLarge,
+    PermissionDenied,
+    TokenExpired,
+    TokenInvalid,
+    Unauthenticated,
+    Unavailable,
+)
 
 INTERNAL_MESSAGE = "internal error"
 RETRY_AFTER_SECS = 1
 """What a client is asked to wait after a 503. A guess: about what a restart of the store takes."""
+
+CHALLENGE = 'Bearer realm="saga"'
 
 
 class MethodNotAllowed(Exception):
@@ -30,6 +44,10 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     Invalid: (400, "SYS_SAGA_VALIDATION_ERROR"),
     MethodNotAllowed: (405, "SYS_SAGA_VALIDATION_ERROR"),
     Conflict: (409, "SYS_SAGA_CONFLICT"),
+    MissingToken: (401, "SYS_AUTH_MISSING_TOKEN"),
+    TokenInvalid: (401, "SYS_AUTH_TOKEN_INVALID"),
+    TokenExpired: (401, "SYS_AUTH_TOKEN_EXPIRED"),
+    PermissionDenied: (403, "SYS_AUTH_PERMISSION_DENIED"),
     Unavailable: (503, "SYS_SAGA_UNAVAILABLE"),
     Exception: (500, "SYS_SAGA_INTERNAL_ERROR"),
 }
@@ -88,6 +106,13 @@ def headers_of(error: Exception) -> dict[str, str]:
         return {"Allow": ", ".join(error.allowed)}
     if isinstance(error, Unavailable):
         return {"Retry-After": str(RETRY_AFTER_SECS)}
+    if isinstance(error, MissingToken):
+        # RFC 6750: without a token no error code, only how one is to be sent.
+        return {"WWW-Authenticate": CHALLENGE}
+    if isinstance(error, Unauthenticated):
+        return {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token", error_description="{error}"'}
+    if isinstance(error, PermissionDenied):
+        return {"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", error_description="{error}"'}
     return {}
 
 

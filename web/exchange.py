@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
+from saga.access import Principal
+from saga.audit import Door, Requester, requester
 from saga.errors import Detail, Invalid
+from saga.request_span import RequestSpan
 
 JSON = "application/json"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked. `headers` has lower-case names, each with its values in the order they came."""
+    """What was asked. `headers` has lower-case names, each with its values in the order they came.
+    `address`: the peer of the connection, which is a proxy where there is one. `span`: None where none is kept."""
 
     method: str
     path: str
@@ -21,6 +26,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, list[str]]
     body: bytes
     request_id: str
+    principal: Principal
+    address: str | None = None
+    span: RequestSpan | None = None
+
+    @property
+    def asked_by(self) -> Requester:
+        """Who asks, for the audit log."""
+        return requester(self.principal, Door.REST, address=self.address, request_id=self.request_id)
 
     def header(self, name: str) -> str | None:
         """The value of a header that may be given once. `Invalid`: it is repeated."""
@@ -40,6 +53,12 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     content_type: str = JSON
     headers: dict[str, str] = {}
+
+
+def peer_of(scope: Mapping[str, Any]) -> str | None:
+    """The address at the other end of the connection that an ASGI scope came over."""
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def headers_by_name(pairs: list[tuple[bytes, bytes]]) -> dict[str, list[str]]:

@@ -11,11 +11,14 @@ that takes nothing for `STALLED_SECS` is cut off.
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import hypercorn.trio.run
 import trio
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.tcp_server import TCPServer
+
+from web.handshakes import GuardedConfig
 
 log = logging.getLogger("saga.web")
 
@@ -29,6 +32,12 @@ class GuardedTCPServer(TCPServer):
 
     async def run(self) -> None:
         try:
+            if isinstance(self.config, GuardedConfig) and self.config.tls is not None:
+                # hypercorn's own way to TLS has one context for as long as it serves.
+                plain = cast(trio.SocketStream, self.stream)
+                self.stream = trio.SSLStream(plain, self.config.tls(), server_side=True, https_compatible=True)
+                if not await self.config.handshakes.shake(self.stream):
+                    return
             await super().run()
         except Exception as error:
             log.warning("http_connection_failed error=%r", _first(error))

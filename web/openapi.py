@@ -9,9 +9,21 @@ from typing import Any
 
 import msgspec
 
+from saga.access import GRANTS, Permission
 from web.api import Operation
 from web.errors import ErrorEnvelope
 
+_BEARER = "bearer"
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": "Asked for where the server is configured with `auth`. "
+    + " ".join(
+        f"`{role.value}` may {', '.join(sorted(each.value for each in granted - {Permission.OPEN}))}."
+        for role, granted in GRANTS.items()
+    ),
+}
 _REF = "#/components/schemas/{name}"
 
 
@@ -33,13 +45,15 @@ def openapi(operations: Sequence[Operation], version: str) -> dict[str, Any]:
             "description": "Runs sagas: business transactions across services, each step with its undo beside it.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {_BEARER: _SCHEME}},
     }
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
+    guarded = () if operation.permission is Permission.OPEN else (401, 403)
     described: dict[str, Any] = {
         "operationId": operation.name,
+        "security": [{_BEARER: []}] if guarded else [],
         "summary": operation.summary,
         "parameters": [
             *(
@@ -54,7 +68,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         ],
         "responses": {
             **{str(status): _response(status, type_) for status, type_ in operation.replies.items()},
-            **{str(status): _response(status, ErrorEnvelope) for status in (*operation.errors, 500)},
+            **{str(status): _response(status, ErrorEnvelope) for status in (*guarded, *operation.errors, 500)},
         },
     }
     if operation.body is not None:

@@ -1,12 +1,14 @@
-"""Two pages for people: the sagas, and one saga as a timeline with the undo beside each step.
+"""Three pages for people: the sagas, one saga as a timeline with the undo beside each step, and the audit log.
 
 Rendered on the server and read only; the one script reloads the page while a saga is on its way. What is shown comes
-from `SagaService` alone, through the same parsing as the API.
+from `SagaService` alone, through the same parsing as the API; who may see it is `sign_in.py`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import msgspec
@@ -14,23 +16,28 @@ import quart
 from quart import Response
 from quart_trio import QuartTrio
 
+from saga.access import Permission
+from saga.audit import AuditAction, AuditFilter
+from saga.audit_trail import AuditPage
 from saga.errors import NotFound, RequestError
 from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog
+from saga.payload_mask import PayloadMask
 from saga.ports import SagaFilter
 from saga.service import SagaService
 from saga.workflow import Step
 from web import schema
+from web.door import PRINCIPAL
 from web.errors import status_of
 from web.parsing import parse_query
+from web.sign_in import PAGE_HEADERS
 
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self';"
-    " base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+PAGES: Mapping[str, Permission] = {
+    "sagas_page": Permission.READ_SAGAS,
+    "saga_page": Permission.READ_SAGAS,
+    "audit_page": Permission.READ_AUDIT,
 }
+"""What each page, by its endpoint, asks of its reader."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,9 +52,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     waiting: str
 
 
-def add_pages(app: QuartTrio, service: SagaService) -> None:
-    """Adds `/` and `/sagas/{saga_id}`."""
-    app.jinja_env.filters.update(instant=rfc3339, ms=_ms, json=_json)
+def add_pages(app: QuartTrio, service: SagaService, payload_mask: PayloadMask) -> None:
+    """Adds `/`, `/sagas/{saga_id}` and `/audit`."""
+
+    def masked_json(value: object) -> str:
+        return _json(payload_mask.value(value))
+
+    app.jinja_env.filters.update(instant=rfc3339, ms=_ms, json=masked_json, masked=payload_mask.text)
 
     @app.get("/")
     async def sagas_page() -> Response:
@@ -75,7 +86,23 @@ def add_pages(app: QuartTrio, service: SagaService) -> None:
         except NotFound as error:
             return await _page("message.html", 404, title="No such saga", message=str(error))
         rows = [_row(number, step, detail.saga, detail.step_logs) for number, step in enumerate(workflow.steps)]
-        return await _page("saga.html", 200, saga=detail.saga, rows=rows)
+        asked: AuditPage | None = None
+        if cast(dict[str, Any], quart.request.scope)[PRINCIPAL].may(Permission.READ_AUDIT):
+            asked = await service.audit.entries(AuditFilter(saga_id=detail.saga.saga_id))
+        return await _page("saga.html", 200, saga=detail.saga, rows=rows, asked=asked)
+
+    @app.get("/audit")
+    async def audit_page() -> Response:
+        chosen = {name: value for name, value in quart.request.args.items() if value}
+        try:
+            query = parse_query(urlencode(chosen).encode(), schema.ListAuditQuery)
+            page = await service.audit.entries(
+                schema.audit_filter(query), page_size=query.page_size, cursor=query.cursor
+            )
+        except RequestError as error:
+            return await _page("message.html", status_of(error)[0], title="That cannot be listed", message=str(error))
+        older = urlencode({**chosen, "cursor": page.next_cursor}) if page.next_cursor else None
+        return await _page("audit.html", 200, page=page, chosen=chosen, older=older, actions=list(AuditAction))
 
 
 def _row(number: int, step: Step, saga: Saga, logs: list[StepLog]) -> Row:

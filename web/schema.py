@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from saga.audit import AuditAction, AuditEntry, AuditFilter, AuditOutcome, Door
+from saga.audit_trail import DEFAULT_PAGE_SIZE as DEFAULT_AUDIT_PAGE_SIZE
+from saga.audit_trail import MAX_PAGE_SIZE as MAX_AUDIT_PAGE_SIZE
+from saga.audit_trail import AuditPage
 from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog, StepStatus
 from saga.service import MAX_NAME, MAX_PAGE_SIZE, MAX_WAIT_SECS, SagaDetail, SagaPage
@@ -114,6 +118,20 @@ class GetSagaQuery(msgspec.Struct, frozen=True, kw_only=True):
             extra={"expected": f"number from 0 to {MAX_WAIT_SECS:g}"},
         ),
     ] = 0.0
+
+
+class ListAuditQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which entries of the audit log."""
+
+    page_size: Annotated[
+        int, Meta(ge=1, le=MAX_AUDIT_PAGE_SIZE, extra={"expected": f"int from 1 to {MAX_AUDIT_PAGE_SIZE}"})
+    ] = DEFAULT_AUDIT_PAGE_SIZE
+    saga_id: Annotated[str | None, Meta(description="also of a saga that is not kept any more")] = None
+    principal: Text | None = None
+    action: Annotated[AuditAction | None, Meta(extra={"expected": "one of " + ", ".join(AuditAction)})] = None
+    created_after: Annotated[Moment | None, Meta(description="inclusive")] = None
+    created_before: Annotated[Moment | None, Meta(description="exclusive")] = None
+    cursor: Annotated[str | None, Meta(description="next_cursor of the page before")] = None
 
 
 class NoQuery(msgspec.Struct, frozen=True):
@@ -246,6 +264,42 @@ class WorkflowView(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[StepView]
 
 
+class AuditEntryView(msgspec.Struct, frozen=True, kw_only=True):
+    """One change that was asked for, or, DENIED, was not allowed."""
+
+    id: str
+    created_at: Instant
+    action: AuditAction
+    outcome: AuditOutcome
+    principal: Annotated[str, Meta(description="the subject of the token; anonymous where there is no access control")]
+    roles: list[str]
+    door: Annotated[Door, Meta(description="PROCESS: the server itself, for the files of saga.workflow_dir")]
+    address: Annotated[str | None, Meta(description="the peer of the connection")]
+    request_id: str | None
+    saga_id: str | None
+    workflow_name: str | None
+    workflow_version: int | None
+    step_name: Annotated[str | None, Meta(description="of a correction: the step whose compensation it is about")]
+    reason: str | None
+    before: Annotated[Json | None, Meta(description="status, revision or version that the change met")]
+    after: Annotated[Json | None, Meta(description="and what it made of them")]
+
+
+class CursorPagination(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the rest of a list is."""
+
+    page_size: int
+    has_next: bool
+    next_cursor: str | None
+
+
+class AuditListView(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the audit log, newest first."""
+
+    entries: list[AuditEntryView]
+    pagination: CursorPagination
+
+
 class Alive(msgspec.Struct, frozen=True, kw_only=True):
     """The process answers."""
 
@@ -309,6 +363,47 @@ def saga_list_view(page: SagaPage) -> SagaListView:
             page_size=page.page_size,
             has_next=page.has_next,
             next_cursor=page.next_cursor,
+        ),
+    )
+
+
+def audit_filter(query: ListAuditQuery) -> AuditFilter:
+    return AuditFilter(
+        saga_id=query.saga_id,
+        principal=query.principal,
+        action=query.action,
+        created_after=query.created_after,
+        created_before=query.created_before,
+    )
+
+
+def audit_entry_view(entry: AuditEntry) -> AuditEntryView:
+    entered = entry.entered
+    return AuditEntryView(
+        id=str(entry.number),
+        created_at=rfc3339(entry.created_at),
+        action=entered.action,
+        outcome=entered.outcome,
+        principal=entered.asked_by.principal,
+        roles=list(entered.asked_by.roles),
+        door=entered.asked_by.door,
+        address=entered.asked_by.address,
+        request_id=entered.asked_by.request_id,
+        saga_id=entered.saga_id,
+        workflow_name=entered.workflow_name,
+        workflow_version=entered.workflow_version,
+        step_name=entered.step_name,
+        reason=entered.reason,
+        before=entered.before,
+        after=entered.after,
+    )
+
+
+def audit_list_view(page: AuditPage) -> AuditListView:
+    return AuditListView(
+        entries=[audit_entry_view(entry) for entry in page.entries],
+        pagination=CursorPagination(
+            page_size=page.page_size, has_next=page.next_cursor is not None, next_cursor=page.next_cursor
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -14,6 +15,7 @@ from hypercorn.typing import Framework
 from quart_trio import QuartTrio
 
 from web import guarded_h2_protocol, guarded_tcp_server
+from web.handshakes import GuardedConfig
 
 KEEP_ALIVE_SECS = 75.0
 """How long an idle connection stays open; as nginx does, so that a proxy in front closes first."""
@@ -28,25 +30,28 @@ async def serve_rest(
     shutdown_trigger: Callable[[], Awaitable[None]],
     grace_secs: float | Callable[[], float] = 30.0,
     reuse_port: bool = False,
+    tls: Callable[[], ssl.SSLContext] | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until `shutdown_trigger` returns and running requests have ended, or had `grace_secs` (asked for then, if
     it is a function).
 
     Started with the port it listens on (`port` 0: a free one). `OSError`: it cannot listen there. `reuse_port`: other
-    processes may listen on the same one.
+    processes may listen on the same one. `tls`: asked for the context of each new connection; None: cleartext.
     """
     guarded_tcp_server.install()
     guarded_h2_protocol.install()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port)
     bound = int(listener.getsockname()[1])
-    config = Config()
+    config = GuardedConfig()
+    config.tls = tls
     config.bind = [f"fd://{listener.detach()}"]
     config.backlog = BACKLOG
 
     async def shutdown() -> None:
         await shutdown_trigger()
+        config.handshakes.cut()
         config.graceful_timeout = grace_secs() if callable(grace_secs) else grace_secs  # read after this returns
 
     config.keep_alive_timeout = KEEP_ALIVE_SECS

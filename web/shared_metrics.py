@@ -23,7 +23,9 @@ log = logging.getLogger("saga.web")
 WRITE_SECS = 1.0
 """How old another worker's figures may be; far below any scrape interval."""
 
-OF_THE_STORE = frozenset({"saga_open"})
+OF_THE_STORE = frozenset(
+    {"saga_open", "saga_undo_debt", "saga_undo_debt_oldest_seconds", "saga_store_counted_timestamp_seconds"}
+)
 """Metrics that every worker reads from the store they share: given once, by whoever is asked."""
 
 

@@ -1,29 +1,41 @@
 -- Sagas. updated_at is set by a trigger.
 
 -- name: create_sagas
--- for: a batch of new sagas with their announcements; those whose id or idempotency key is known do not come back.
+-- for: a batch of new sagas with their announcements and audit entries; those whose id or idempotency key is known do
+-- not come back.
 -- only here: one statement over arrays, so that a batch is one round trip; SQLite has none (there: create_saga).
 WITH created AS (
     INSERT INTO saga.saga_states (
         id, workflow_name, workflow_version, payload, correlation_id, initiated_by, idempotency_key, request_digest,
-        traceparent, owner, epoch, claim_id, created_at, updated_at
+        traceparent, tracestate, owner, epoch, claim_id, created_at, updated_at
     )
     SELECT n.id, n.workflow_name, n.workflow_version, n.payload::jsonb, n.correlation_id, n.initiated_by,
-           n.idempotency_key, n.request_digest, n.traceparent, n.owner, n.epoch, n.claim_id,
+           n.idempotency_key, n.request_digest, n.traceparent, n.tracestate, n.owner, n.epoch, n.claim_id,
            coalesce(:now::timestamptz, NOW()), coalesce(:now::timestamptz, NOW())
     FROM unnest(
         :saga_ids::uuid[], :workflow_names::text[], :workflow_versions::int[], :payloads::text[],
         :correlation_ids::text[], :initiated_bys::text[], :idempotency_keys::text[], :request_digests::text[],
-        :traceparents::text[], :owners::text[], :epochs::int[], :claim_ids::uuid[]
+        :traceparents::text[], :tracestates::text[], :owners::text[], :epochs::int[], :claim_ids::uuid[]
     ) AS n (
         id, workflow_name, workflow_version, payload, correlation_id, initiated_by, idempotency_key, request_digest,
-        traceparent, owner, epoch, claim_id
+        traceparent, tracestate, owner, epoch, claim_id
     )
     ON CONFLICT DO NOTHING
-    RETURNING id, created_at
+    RETURNING id, created_at, workflow_name, workflow_version
 ), announced AS (
     INSERT INTO saga.outbox (saga_id, event_type, status, current_step)
     SELECT id, 'SAGA_STARTED', 'STARTED', 0 FROM created WHERE :events::bool
+), audited AS (
+    INSERT INTO saga.audit_log (
+        created_at, action, principal, roles, address, request_id, door, saga_id, workflow_name, workflow_version,
+        state_after
+    )
+    SELECT c.created_at, 'START_SAGA', a.principal, a.roles, a.address, a.request_id, a.door, c.id, c.workflow_name,
+           c.workflow_version, '{"status":"STARTED","revision":0}'
+    FROM unnest(
+        :saga_ids, :principals::text[], :roles::text[], :addresses::text[], :request_ids::text[], :doors::text[]
+    ) AS a (saga_id, principal, roles, address, request_id, door)
+    JOIN created AS c ON c.id = a.saga_id
 )
 SELECT id, created_at FROM created;
 
@@ -31,8 +43,8 @@ SELECT id, created_at FROM created;
 -- for: what stands in the way of new sagas: those with their ids, and those with their idempotency keys.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision, idempotency_key,
-       request_digest, claim_id
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch, revision,
+       idempotency_key, request_digest, claim_id
 FROM saga.saga_states
 WHERE id = ANY (:saga_ids::uuid[]) OR idempotency_key = ANY (:idempotency_keys::text[]);
 
@@ -59,6 +71,9 @@ WITH moved AS (
         undo_plan = m.undo_plan::jsonb,
         undo_failed = m.undo_failed::jsonb,
         undo_corrections = m.undo_corrections::jsonb,
+        undo_since = CASE WHEN m.status = 'COMPENSATING' OR m.undo_failed <> '[]' THEN
+            coalesce(s.undo_since, :now::timestamptz, clock_timestamp())
+        END,
         ended_at = CASE WHEN m.status IN ('COMPLETED', 'FAILED', 'CANCELLED') THEN
             coalesce(:now::timestamptz, clock_timestamp())
         END,
@@ -117,7 +132,7 @@ SELECT id, updated_at, next_attempt_at, deadline_at, cancel_requested FROM moved
 -- for: the rows as they are now.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch, revision
 FROM saga.saga_states
 WHERE id = ANY (:saga_ids::uuid[]);
 
@@ -125,7 +140,7 @@ WHERE id = ANY (:saga_ids::uuid[]);
 -- for: a stretch of a list, newest first; a filter that is NULL lets all through.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch, revision
 FROM saga.saga_states
 WHERE (:workflow_name::text IS NULL OR workflow_name = :workflow_name)
   AND (:status::text IS NULL OR status = :status)
@@ -163,7 +178,8 @@ UPDATE saga.saga_states SET
 WHERE id = :saga_id::uuid AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 RETURNING id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by,
           error_message, created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at,
-          deadline_at, outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision;
+          deadline_at, outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch,
+          revision;
 
 -- name: claim_due_sagas
 -- for: taking the oldest open sagas nobody owns and that are due, with the responses their next steps may need. Rows
@@ -215,7 +231,7 @@ WITH waiting AS (
     RETURNING s.id, s.workflow_name, s.workflow_version, s.current_step, s.status, s.payload, s.correlation_id,
               s.initiated_by, s.error_message, s.created_at, s.updated_at, s.compensation_failed, s.cancel_requested,
               s.attempt, s.next_attempt_at, s.deadline_at, s.outcome_unknown, s.undo_plan, s.undo_failed,
-              s.undo_corrections, s.traceparent, s.owner, s.epoch, s.revision
+              s.undo_corrections, s.traceparent, s.tracestate, s.owner, s.epoch, s.revision
 )
 SELECT claimed.*,
        greatest(0, coalesce(extract(epoch FROM next_attempt_at - coalesce(:now, clock_timestamp())), 0))::float8

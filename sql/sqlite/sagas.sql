@@ -6,10 +6,10 @@
 -- only here: SQLite has no arrays; rows share a transaction instead (there: create_sagas).
 INSERT INTO saga_states (
     id, workflow_name, workflow_version, payload, correlation_id, initiated_by, idempotency_key, request_digest,
-    traceparent, owner, epoch, created_at, updated_at
+    traceparent, tracestate, owner, epoch, created_at, updated_at
 ) VALUES (
     :saga_id, :workflow_name, :workflow_version, :payload, :correlation_id, :initiated_by, :idempotency_key,
-    :request_digest, :traceparent, :owner, :epoch, :created_at, :created_at
+    :request_digest, :traceparent, :tracestate, :owner, :epoch, :created_at, :created_at
 )
 ON CONFLICT DO NOTHING;
 
@@ -17,8 +17,8 @@ ON CONFLICT DO NOTHING;
 -- for: what stands in the way of a new saga: the one with its id, or the one with its idempotency key.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision, idempotency_key,
-       request_digest, claim_id
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch, revision,
+       idempotency_key, request_digest, claim_id
 FROM saga_states
 WHERE id IN (SELECT value FROM json_each(:saga_ids))
    OR idempotency_key IN (SELECT value FROM json_each(:idempotency_keys));
@@ -44,6 +44,7 @@ UPDATE saga_states SET
     undo_plan = :undo_plan,
     undo_failed = :undo_failed,
     undo_corrections = :undo_corrections,
+    undo_since = CASE WHEN :status = 'COMPENSATING' OR :undo_failed <> '[]' THEN coalesce(undo_since, :updated_at) END,
     ended_at = CASE WHEN :status IN ('COMPLETED', 'FAILED', 'CANCELLED') THEN :updated_at END,
     owner = :owner,
     epoch = :epoch,
@@ -60,7 +61,7 @@ RETURNING updated_at, next_attempt_at, deadline_at, cancel_requested;
 -- for: the rows as they are now.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch, revision
 FROM saga_states
 WHERE id IN (SELECT value FROM json_each(:saga_ids));
 
@@ -68,7 +69,7 @@ WHERE id IN (SELECT value FROM json_each(:saga_ids));
 -- for: a stretch of a list, newest first; a filter that is NULL lets all through.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch, revision
 FROM saga_states
 WHERE (:workflow_name IS NULL OR workflow_name = :workflow_name)
   AND (:status IS NULL OR status = :status)
@@ -107,7 +108,8 @@ UPDATE saga_states SET
 WHERE id = :saga_id AND status IN ('STARTED', 'RUNNING', 'COMPENSATING')
 RETURNING id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by,
           error_message, created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at,
-          deadline_at, outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision;
+          deadline_at, outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch,
+          revision;
 
 -- name: claim_due_sagas
 -- for: taking the oldest open sagas nobody owns and that are due, with the responses their next steps may need.
@@ -144,7 +146,8 @@ WHERE :lost_claim_ids IS NULL AND id IN (
 )
 RETURNING id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by,
           error_message, created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at,
-          deadline_at, outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision,
+          deadline_at, outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch,
+          revision,
           max(0.0, coalesce(seconds_between(coalesce(:now, clock_timestamp()), next_attempt_at), 0.0)) AS due_in_secs,
           seconds_between(coalesce(:now, clock_timestamp()), deadline_at) AS deadline_in_secs,
           (SELECT json_group_object(l.step_name, json(l.response_payload))

@@ -18,7 +18,7 @@ from grpclib.server import Server
 
 import bridge
 from bridge import fast_loop, run_aio
-from tests.support.certificates import self_signed
+from tests.support.certificates import certificate
 
 
 @pytest.fixture
@@ -252,10 +252,10 @@ async def test_an_unknown_frame_to_a_grpclib_server_is_logged(
 
 
 async def test_tls_works_both_ways(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
-    certificate = self_signed(tmp_path)
+    made = certificate(tmp_path)
     server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server_context.load_cert_chain(certificate.cert_file, certificate.key_file)
-    client_context = ssl.create_default_context(cafile=certificate.cert_file)
+    server_context.load_cert_chain(made.cert_file, made.key_file)
+    client_context = ssl.create_default_context(cafile=made.ca_file)
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await reader.readline())

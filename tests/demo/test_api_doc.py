@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import shutil
@@ -18,6 +17,8 @@ API = (ROOT / "docs/api.md").read_text(encoding="utf-8")
 # A command goes on in the next line after a backslash, or while its quote is open.
 EXAMPLE = re.compile(r"^```console\n\$ (curl (?:[^'\n\\]|\\\n|'[^']*')*)\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
+NUMBER = re.compile(r'(?<="id": ")\d+')
+"""Of an audit entry: those of the demo's own orders came before."""
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
@@ -45,7 +46,7 @@ def parts(answer: str) -> list[str]:
     """Its lines of headers but the date, and its JSON on one line."""
     head, _, body = answer.replace("\r", "").rpartition("\n\n")
     headers = [line.strip() for line in head.splitlines() if not line.startswith("date:")]
-    return [*headers, INSTANT.sub("INSTANT", json.dumps(json.loads(body)))]
+    return [*headers, NUMBER.sub("NUMBER", INSTANT.sub("INSTANT", json.dumps(json.loads(body))))]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples are curl commands")
@@ -64,20 +65,3 @@ def test_every_example_gives_the_answer_that_is_shown(port: int) -> None:
             ids.setdefault(shown, ours)
         expected = ID.sub(lambda match: ids[match[0]], answer)
         assert parts(done.stdout) == parts(expected), command
-
-
-def test_every_metric_is_in_the_document_with_its_type_and_no_other(port: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-    finally:
-        connection.close()
-
-    scraped = {
-        name: kind for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE) if "_created" not in name
-    }
-    assert dict(re.findall(r"^\| `(saga_\w+)` \| (\w+) \|", API, re.MULTILINE)) == scraped
-    for name, labels in re.findall(r"^\| `(saga_\w+)` \| \w+ \| ([^|]*)\|", API, re.MULTILINE):
-        for series in re.findall(rf"^{name}(?:_count)?{{(.*)}} ", text, re.MULTILINE):
-            assert sorted(re.findall(r'(\w+)="', series)) == sorted(labels.replace("`", "").split()), name

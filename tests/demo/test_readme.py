@@ -92,7 +92,7 @@ def test_the_guide_to_a_first_workflow_works(guide: Guide) -> None:
     guide.run("python -m grpc_tools.protoc")
     guide.keep_running("python hotel.py")
     assert guide.run("saga workflow check") == ""
-    guide.keep_running("saga serve", until="ready rest=")
+    guide.keep_running("saga serve", until='"event": "ready"')
 
     saga_id, details = "", []
     for words in [words for words in map(shlex.split, COMMANDS) if words[0] == "curl"]:

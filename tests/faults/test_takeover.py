@@ -111,7 +111,7 @@ def test_a_worker_that_stood_still_past_its_lease_changes_nothing_when_it_wakes_
         check_taken_over(shop, second, sagas)
         before = [second.call("GET", f"/api/v1/sagas/{saga_id}") for saga_id in sagas]
         first.signal(signal.SIGCONT)
-        until(lambda: "lease_lost worker=" in first.log, first)
+        until(lambda: "lease_lost worker_id=" in first.log, first)
         mine = first.start_saga("good", {"order_id": "o-after", "amount": 1})
         assert first.ended(mine)["saga"]["status"] == "COMPLETED"
         assert [second.call("GET", f"/api/v1/sagas/{saga_id}") for saga_id in sagas] == before

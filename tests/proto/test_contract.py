@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from k1s0.system.common.v1 import types_pb2
 from k1s0.system.saga.v1 import saga_pb2 as pb
 
+from saga.audit import AuditAction, AuditOutcome, Door
 from saga.model import SagaStatus, StepAction, StepStatus
 from server.protogen import PROTO_ROOT, generate
 
@@ -123,8 +125,10 @@ def test_packages_and_methods_are_those_of_the_spec() -> None:
     assert not any(method.client_streaming for method in methods.values())
 
 
-@pytest.mark.parametrize("words", [SagaStatus, StepAction, StepStatus], ids=lambda words: words.__name__)
-def test_the_words_of_the_model_stand_in_the_contract(words: type[SagaStatus | StepAction | StepStatus]) -> None:
+@pytest.mark.parametrize(
+    "words", [SagaStatus, StepAction, StepStatus, AuditAction, AuditOutcome, Door], ids=lambda words: words.__name__
+)
+def test_the_words_of_the_model_stand_in_the_contract(words: type[enum.StrEnum]) -> None:
     text = (PROTO_ROOT / "k1s0/system/saga/v1/saga.proto").read_text()
     assert not [word.value for word in words if word.value not in text]
 

@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from grpclib.const import Cardinality, Handler
-from grpclib.encoding.base import CodecBase
-from grpclib.server import Server, Stream
 
-import bridge
 from rpc.channels import PoolLimits
-from rpc.settings import ServiceSettings, ServiceTls
+from rpc.settings import ServiceSettings
 from saga.ports import Answer, Outcome
 from tests.rpc.calling import calling, step
-from tests.support.certificates import self_signed
 from tests.support.participants import Flavour, participant
 
 FLAVOURS: list[Flavour] = ["grpcio", "grpclib"]
@@ -187,51 +182,3 @@ async def test_closing_ends_what_is_in_flight_and_refuses_what_comes_later() -> 
                 await caller.aclose()
             assert [answer.outcome for answer in answers] == [Outcome.UNKNOWN]
             assert (await caller.call(step())).outcome is Outcome.NOT_DONE
-
-
-class _Raw(CodecBase):
-    __content_subtype__ = "json"
-
-    def encode(self, message: bytes, message_type: object) -> bytes:
-        return message
-
-    def decode(self, data: bytes, message_type: object) -> bytes:
-        return data
-
-
-class _Echo:
-    def __mapping__(self) -> dict[str, Handler]:
-        async def echo(stream: Stream[bytes, bytes]) -> None:
-            received = await stream.recv_message()
-            assert received is not None
-            await stream.send_message(received)
-
-        return {"/shop.v1.Inventory/Reserve": Handler(echo, Cardinality.UNARY_UNARY, bytes, bytes)}
-
-
-async def test_tls_is_spoken_where_configured_and_an_untrusted_name_is_not_called(tmp_path: Path) -> None:
-    import ssl
-
-    certificate = self_signed(tmp_path)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate.cert_file, certificate.key_file)
-    context.set_alpn_protocols(["h2"])
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-
-    def service(server_name: str | None) -> ServiceSettings:
-        tls = ServiceTls(ca_file=certificate.cert_file, server_name=server_name)
-        return ServiceSettings(host="127.0.0.1", port=port, codec="json", tls=tls)
-
-    services = {"shop": service("localhost"), "other": service("elsewhere")}
-    async with calling(services) as caller:
-        server = Server([_Echo()], codec=_Raw())
-        await bridge.run_aio(server.start(sock=listener, ssl=context))
-        answer = await caller.call(step(request={"a": 1}))
-        assert answer == Answer(outcome=Outcome.DONE, response={"a": 1})
-        refused = await caller.call(step(service="other"))
-        assert (refused.outcome, refused.code) == (Outcome.NOT_DONE, "UNAVAILABLE")
-        assert "certificate" in refused.message.lower()
-        await caller.aclose()
-        server.close()
-        await bridge.run_aio(server.wait_closed())

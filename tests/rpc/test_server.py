@@ -31,6 +31,7 @@ from k1s0.system.saga.v1.saga_grpc import SagaServiceStub
 
 from bridge import call_trio, open_loop, run_aio
 from rpc.server import MESSAGE_SLACK_BYTES, GrpcFront, serve_grpc
+from saga.authentication import Authenticator, OpenAccess
 from saga.errors import Unavailable
 from tests.support.orchestrator import HANGS, ORDER, REFUSED, House, orchestrator
 from web.metrics import PrometheusMeter
@@ -69,12 +70,16 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(max_payload_bytes: int = 1 << 20) -> AsyncIterator[Door]:
+async def open_door(
+    max_payload_bytes: int = 1 << 20, authenticator: Authenticator | None = None
+) -> AsyncIterator[Door]:
     meter = PrometheusMeter()
     async with (
         open_loop(),
         orchestrator(meter, max_payload_bytes) as house,
-        serve_grpc(house.service, "127.0.0.1", 0, drain=house.drain, meter=meter) as front,
+        serve_grpc(
+            house.service, "127.0.0.1", 0, authenticator=authenticator or OpenAccess(), drain=house.drain, meter=meter
+        ) as front,
     ):
         channel = Channel("127.0.0.1", front.port, status_details_codec=ProtoStatusDetailsCodec())
         try:

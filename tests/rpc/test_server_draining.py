@@ -17,6 +17,7 @@ from k1s0.system.saga.v1 import saga_pb2 as pb
 
 from bridge import open_loop, run_aio
 from rpc.server import serve_grpc
+from saga.authentication import OpenAccess
 from saga.drain import Drain
 from tests.rpc.test_server import NO_SAGA, Door, open_door
 from tests.support.orchestrator import orchestrator
@@ -123,21 +124,25 @@ async def test_health_says_not_serving_as_the_drain_begins_and_its_watchers_do_n
 
 async def test_leaving_the_block_stops_the_server_and_frees_the_port() -> None:
     async with open_loop(), orchestrator() as house:
-        async with serve_grpc(house.service, "127.0.0.1", 0, drain=Drain()) as front:
+        async with serve_grpc(house.service, "127.0.0.1", 0, authenticator=OpenAccess(), drain=Drain()) as front:
             port = front.port
-        async with serve_grpc(house.service, "127.0.0.1", port, drain=Drain()) as again:
+        async with serve_grpc(house.service, "127.0.0.1", port, authenticator=OpenAccess(), drain=Drain()) as again:
             assert again.port == port
 
 
 async def test_a_port_that_is_taken_is_an_os_error() -> None:
     async with open_door() as door:
         with pytest.raises(OSError, match=r"(?i)in use"):
-            async with serve_grpc(door.house.service, "127.0.0.1", door.front.port, drain=Drain()):
+            async with serve_grpc(
+                door.house.service, "127.0.0.1", door.front.port, authenticator=OpenAccess(), drain=Drain()
+            ):
                 raise AssertionError("it listens")
 
 
 async def test_two_servers_share_a_port_when_told_to() -> None:
     async with open_loop(), orchestrator() as house:
-        serve = partial(serve_grpc, house.service, "127.0.0.1", drain=Drain(), reuse_port=True)
+        serve = partial(
+            serve_grpc, house.service, "127.0.0.1", authenticator=OpenAccess(), drain=Drain(), reuse_port=True
+        )
         async with serve(0) as one, serve(one.port) as two:
             assert two.port == one.port

@@ -75,8 +75,9 @@ def test_a_second_signal_cuts_off(tmp_path: Path) -> None:
         while not shop.calls():
             pass
         server.signal(signal.SIGTERM)
-        # Told again until it has had enough: an echo right after the first is not counted.
-        while not _ends_within(server, 0.3):
+        # Told again until it has had enough: an echo right after the first is not counted. The pause is longer than the
+        # interpreter takes to end, when a signal finds nobody to handle it any more.
+        while not _ends_within(server, 3.0):
             server.signal(signal.SIGTERM)
         assert server.wait() == 1
         assert "Traceback" not in server.log
@@ -128,28 +129,6 @@ def test_a_bad_configuration_is_refused_with_every_path(tmp_path: Path) -> None:
             assert path in server.log
 
 
-@pytest.mark.parametrize(
-    ("section", "says"),
-    [
-        (
-            {"auth": {"jwks_url": "http://127.0.0.1/jwks", "issuer": "i", "audience": "a"}},
-            "auth: this release does not",
-        ),
-        (
-            {"services": {"shop": {"host": "localhost", "port": 1, "tls": {}}}},
-            "services.shop.tls: this release does not",
-        ),
-    ],
-)
-def test_what_is_not_there_yet_is_refused_rather_than_left_out(
-    tmp_path: Path, section: dict[str, Any], says: str
-) -> None:
-    with server_process(tmp_path, section) as server:
-        server.spawn()
-        assert server.wait() == 1
-        assert says in server.log
-
-
 def test_without_auth_it_listens_on_loopback_only_unless_insecure(tmp_path: Path) -> None:
     everywhere = {"server": {"host": "0.0.0.0", **two_free_ports()}}
     with server_process(tmp_path, everywhere) as server:
@@ -160,6 +139,17 @@ def test_without_auth_it_listens_on_loopback_only_unless_insecure(tmp_path: Path
         server.port = everywhere["server"]["port"]
         server.start()
         assert "no_access_control" in server.log
+
+
+def test_with_auth_it_listens_everywhere_and_says_so_when_its_keys_could_be_forged_on_the_way(tmp_path: Path) -> None:
+    auth = {"jwks_url": "http://issuer.invalid/jwks", "issuer": "i", "audience": "a"}
+    everywhere = {"server": {"host": "0.0.0.0", **two_free_ports()}, "auth": auth}
+    with server_process(tmp_path, everywhere) as server:
+        server.port = everywhere["server"]["port"]
+        server.start()
+        assert server.call("GET", "/api/v1/sagas")[0] == 401
+        assert "jwks_over_cleartext" in server.log
+        assert "no_access_control" not in server.log
 
 
 def test_a_bad_workflow_file_is_reported_by_name_and_line_and_the_others_load(tmp_path: Path) -> None:
@@ -193,7 +183,7 @@ async def test_workflow_files_wait_for_a_store_that_is_away(
     world = World()
     async with memory_store(world) as store, Worker(store.port, world).at_work() as worker:
         store.before["register_workflow"] = away
-        assert await load_workflows(worker.service, tmp_path) == 1
+        assert await load_workflows(worker.service, tmp_path) == (1, ())
         assert [workflow.definition.name for workflow in await worker.service.workflows()] == ["good"]
 
 

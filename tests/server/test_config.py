@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from rpc.settings import ServiceSettings, ServiceTls
 from server.config import (
     AppConfig,
+    ClientAuth,
     Config,
     ConfigInvalid,
+    LogFormat,
     LogLevel,
     ObservabilityConfig,
     SagaConfig,
@@ -23,6 +25,7 @@ from server.config import (
     Secret,
     SecurityProtocol,
     ServerConfig,
+    ServerTls,
     SslMode,
     load_config,
 )
@@ -108,6 +111,12 @@ def with_key(path: str, value: str) -> str:
         ("server.port", "0", 0),
         ("server.port", "65535", 65535),
         ("server.grpc_port", "0", 0),
+        (
+            "server.tls",
+            "{cert_file: c, key_file: k, client_ca_file: a, client_auth: optional}",
+            ServerTls(cert_file="c", key_file="k", client_ca_file="a", client_auth=ClientAuth.OPTIONAL),
+        ),
+        ("server.tls", "{cert_file: c, key_file: k}", ServerTls(cert_file="c", key_file="k")),
         ("database.host", "db", "db"),
         ("database.host", "/run/postgresql", "/run/postgresql"),
         ("database.port", "65535", 65535),
@@ -115,6 +124,7 @@ def with_key(path: str, value: str) -> str:
         ("database.user", "'12'", "12"),
         ("database.password", "'p w'", Secret("p w")),
         ("database.ssl_mode", "verify-full", SslMode.VERIFY_FULL),
+        ("database.ssl_root_cert", "ca.pem", "ca.pem"),
         ("database.max_open_conns", "50", 50),
         ("database.max_idle_conns", "0", 0),
         ("database.conn_max_lifetime", "90", 90.0),
@@ -148,7 +158,12 @@ def with_key(path: str, value: str) -> str:
         ("auth.issuer", "https://issuer", "https://issuer"),
         ("auth.audience", "orders", "orders"),
         ("auth.jwks_cache_ttl_secs", "60", 60.0),
+        ("saga.audit_retention_days", "365", 365.0),
         ("observability.log.level", "debug", LogLevel.DEBUG),
+        ("observability.log.format", "json", LogFormat.JSON),
+        ("observability.otlp.endpoint", "http://collector:4318/otlp", "http://collector:4318/otlp"),
+        ("observability.redact", "[card, customer.card.number]", ("card", "customer.card.number")),
+        ("observability.redact", "[]", ()),
     ],
 )
 def test_every_key_is_read(path: str, value: str, read: Any) -> None:
@@ -198,6 +213,9 @@ LISTEN = "int from 0 to 65535"
         ("services.payment.tls", "maybe", "expected true or false, got the string 'maybe'"),
         ("services.payment.tls", "yes", "expected true or false, got yes, a boolean to some YAML readers"),
         ("services.payment.tls", "{cert_file: c.pem}", "expected cert_file and key_file together"),
+        ("database.ssl_key", "k.pem", "expected ssl_cert and ssl_key together"),
+        ("kafka.tls", "{ca_file: c.pem}", "is not used with security_protocol PLAINTEXT; expected SSL or SASL_SSL"),
+        ("server.tls", "true", "expected a map, got true; leave the key out to do without"),
         ("saga.max_concurrent", "0", "expected int from 1 to 1000000, got 0"),
         ("saga.workflow_dir", "1", "expected string of 1 to 4096 characters, got 1"),
         ("saga.data_dir", "{}", "expected string of 1 to 4096 characters, got a map"),
@@ -213,7 +231,9 @@ LISTEN = "int from 0 to 65535"
         ("auth.issuer", "''", "expected string of 1 to 2048 characters, got 0"),
         ("auth.audience", "null", "expected string of 1 to 2048 characters, got null"),
         ("auth.jwks_cache_ttl_secs", "0", "expected number from 1 to 604800, got 0"),
+        ("observability.redact", "card", "expected a list of names or dotted paths of fields, got the string 'card'"),
         ("observability.log.level", "loud", "expected debug or info or warning or error, got the string 'loud'"),
+        ("observability.log.format", "xml", "expected auto or json or text, got the string 'xml'"),
     ],
 )
 def test_every_key_is_refused_outside_its_range_with_file_line_and_column(path: str, value: str, message: str) -> None:
@@ -231,6 +251,7 @@ def test_every_key_is_refused_outside_its_range_with_file_line_and_column(path: 
         ("kafka: {}", ["kafka.brokers"]),
         ("auth: {}", ["auth.jwks_url", "auth.issuer", "auth.audience"]),
         ("services: {payment: {}}", ["services.payment.host", "services.payment.port"]),
+        ("server: {tls: {}}", ["server.tls.cert_file", "server.tls.key_file"]),
         ("kafka: {brokers: ['k:1'], security_protocol: SASL_SSL}", ["kafka.sasl"]),
         ("kafka: {brokers: ['k:1'], security_protocol: SASL_SSL, sasl: {password: x}}", ["kafka.sasl.username"]),
     ],
@@ -252,6 +273,10 @@ def test_an_empty_section_does_not_count_as_left_out_where_that_would_switch_som
     ("text", "problem"),
     [
         ("sever: {}", "c.yaml:1:1: sever: unknown key; did you mean server?"),
+        (
+            "server: {tls: {cert_file: c, key_file: k, client_auth: required}}",
+            "c.yaml:1:56: server.tls.client_auth: expected client_ca_file with it: the authorities of the clients",
+        ),
         ("server: {prot: 1}", "c.yaml:1:10: server.prot: unknown key; did you mean port?"),
         ("saga: {lease: 1}", "c.yaml:1:8: saga.lease: unknown key; did you mean lease_secs?"),
         (
@@ -262,7 +287,12 @@ def test_an_empty_section_does_not_count_as_left_out_where_that_would_switch_som
             "services: {pay: {host: h, port: 1, tls: {ca: 1}}}",
             "c.yaml:1:42: services.pay.tls.ca: unknown key; known: ca_file, cert_file, key_file, server_name",
         ),
-        ("observability: {log: {format: x}}", "c.yaml:1:23: observability.log.format: unknown key; known: level"),
+        (
+            "observability: {redact: [a..b]}",
+            "c.yaml:1:26: observability.redact[0]: expected the name of a field, or a path of names with dots between"
+            " them, got the string 'a..b'",
+        ),
+        ("observability: {log: {color: x}}", "c.yaml:1:23: observability.log.color: unknown key; known: format, level"),
     ],
 )
 def test_an_unknown_key_is_refused_with_its_path_and_the_nearest_known_one(text: str, problem: str) -> None:

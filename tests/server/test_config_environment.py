@@ -126,7 +126,6 @@ def test_an_override_sets_a_key_over_the_file_or_besides_it() -> None:
     assert config.server.port == 9090
     assert config.saga.lease_secs == 2.5
     assert config.observability.log.level is LogLevel.DEBUG
-    assert config.observability.log_level == "DEBUG"
     assert config.app.name == "12"
     assert config.services["payment"].host == "other"
     assert config.services["stock-api"].tls is not None
@@ -186,10 +185,13 @@ def test_a_password_from_outside_replaces_the_file_that_was_named() -> None:
 # --- infrastructure/database: the URL --------------------------------------------------------------------------------
 
 
+FILES = "sslrootcert=ca.pem&sslcert=c.pem&sslkey=k.pem"
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
 def test_the_database_url_makes_the_section(scheme: str) -> None:
     config = load_config(
-        None, {"DATABASE_URL": f"{scheme}://u%40x:p%2F%3A%25@db.example.com:6543/my%20db?sslmode=require"}
+        None, {"DATABASE_URL": f"{scheme}://u%40x:p%2F%3A%25@db.example.com:6543/my%20db?sslmode=verify-ca&{FILES}"}
     )
     assert database_of(config) == DatabaseConfig(
         host="db.example.com",
@@ -197,8 +199,13 @@ def test_the_database_url_makes_the_section(scheme: str) -> None:
         name="my db",
         user="u@x",
         password=Secret("p/:%"),
-        ssl_mode=SslMode.REQUIRE,
+        ssl_mode=SslMode.VERIFY_CA,
+        ssl_root_cert="ca.pem",
+        ssl_cert="c.pem",
+        ssl_key="k.pem",
     )
+    assert config.database is not None
+    assert config.database.dsn().endswith(f"/my%20db?sslmode=verify-ca&{FILES}")
 
 
 def test_the_database_url_goes_over_the_file_and_an_override_over_the_url() -> None:
@@ -234,7 +241,11 @@ def test_an_empty_database_url_is_as_none() -> None:
             "postgres://u:hunter2@h/d?sslmode",
             "expected postgresql://user:password@host:port/name?sslmode=..., got some",
         ),
-        ("postgres://u:hunter2@h/d?ssl=1", "unknown parameter ssl; known: sslmode, host, port, user, password, dbname"),
+        (
+            "postgres://u:hunter2@h/d?ssl=1",
+            "unknown parameter ssl; known: sslmode, sslrootcert, sslcert, sslkey, host, ",
+        ),
+        ("postgres://u:hunter2@h/d?sslkey=k.pem", "expected ssl_cert and ssl_key together"),
         (
             "postgres://u:hunter2@h/d?sslmode=yes",
             "expected disable or allow or prefer or require or verify-ca or verify",
@@ -319,3 +330,27 @@ def test_asyncpg_logs_in_with_what_the_configuration_says() -> None:
 def test_a_password_is_quoted_in_the_url_as_urllib_quotes_it() -> None:
     text = "".join(map(chr, range(33, 127)))
     assert quote(text, safe="") in DatabaseConfig(name="n", user="u", password=Secret(text)).dsn()
+
+
+def test_opentelemetrys_own_variable_names_the_collector_and_an_override_goes_before_it() -> None:
+    text = "observability: {otlp: {endpoint: 'http://file:1'}}"
+    found = [
+        loaded(text).observability.otlp,
+        loaded(text, OTEL_EXPORTER_OTLP_ENDPOINT="http://variable:2").observability.otlp,
+        load_config(None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://variable:2"}).observability.otlp,
+        loaded(
+            text,
+            OTEL_EXPORTER_OTLP_ENDPOINT="http://variable:2",
+            SAGA__OBSERVABILITY__OTLP__ENDPOINT="http://override:3",
+        ).observability.otlp,
+        load_config(None, {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}).observability.otlp,
+    ]
+    told = [None if otlp is None else otlp.endpoint.rpartition(":")[2] for otlp in found]
+    assert told == ["1", "2", "2", "3", None]
+
+
+def test_an_address_that_is_none_is_refused_without_its_password() -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        load_config(None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "u:s3cret@collector:4318"})
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT: observability.otlp.endpoint: expected an http(s) URL" in str(refused.value)
+    assert "s3cret" not in str(refused.value)

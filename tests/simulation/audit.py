@@ -7,17 +7,19 @@ when the run is over. A breach is noted, never raised: the engine catches errors
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from saga.audit import AuditAction, AuditFilter
 from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepAction, StepLog, StepStatus
 from saga.ports import Answer, Created, Outcome, Recorded, StepCall
 from saga.workflow import OnUnknown, WorkflowDefinition
 from store.rows import CreateRow, MoveRow
 from tests.simulation.broker import TOPIC, Broker
-from tests.simulation.door import Door
+from tests.simulation.door import Database, Door
 from tests.simulation.tables import Tables
 
 if TYPE_CHECKING:
@@ -295,6 +297,23 @@ class Audit:
             self._check_logs(row, trail, logs)
             self._check_events(row, trail, logs, self._world.events_of(saga_id))
             self._check_ledger(row, trail, participants.effects, participants.undone)
+
+    def close_log(self, database: Database) -> None:
+        """Who asked for what is entered as often as it happened: no change without its entry, no entry without one."""
+        entered: Counter[tuple[str | None, AuditAction]] = Counter()
+        for entry in database.list_audit(AuditFilter(), 1_000_000, None).entries:
+            entered[entry.entered.saga_id, entry.entered.action] += 1
+        for saga_id, trail in self.trails.items():
+            if (starts := entered[saga_id, AuditAction.START_SAGA]) != 1:
+                self.breach("a creation is not entered once", saga_id, starts)
+            if (retries := entered[saga_id, AuditAction.RETRY_COMPENSATION]) != len(trail.reopened):
+                self.breach("a retry is not entered once", saga_id, retries, len(trail.reopened))
+            cancels = entered[saga_id, AuditAction.CANCEL_SAGA]
+            if cancels < trail.cancel_answered or (cancels and not trail.cancel_sent):
+                self.breach("a cancel is not entered, or was not asked for", saga_id, cancels)
+        for named, action in sorted(entered, key=str):
+            if named is not None and named not in self.trails:
+                self.breach("an entry of a saga that was never created", named, action)
 
     def close_events(self, tables: Tables, broker: Broker) -> None:
         """Each event has arrived at least once and first in its turn, or was refused for good and laid aside."""

@@ -15,6 +15,7 @@ import msgspec
 import outcome
 import trio
 
+from saga.audit import IN_PROCESS, AuditEntries, AuditFilter, NewAuditEntry, Requester
 from saga.errors import Unavailable
 from saga.model import Saga, SagaStatus, StepLog
 from saga.ports import (
@@ -30,6 +31,8 @@ from saga.ports import (
     Registered,
     SagaFilter,
     SagasDue,
+    SchemaState,
+    UndoDebt,
 )
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, WorkflowDefinition
@@ -49,8 +52,10 @@ class Database(Protocol):
     def list_sagas(self, where: SagaFilter, limit: int, offset: int, after: tuple[datetime, str] | None) -> Page: ...
     def cancel_requests(self, worker_id: str) -> list[str]: ...
     def count_open(self) -> dict[SagaStatus, int]: ...
+    def undo_debt(self) -> list[UndoDebt]: ...
+    def schema_state(self) -> SchemaState: ...
     def ping(self) -> None: ...
-    def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None: ...
+    def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None: ...
     def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]: ...
     def release(self, saga: Saga, interrupted: bool, retry_in_secs: float | None) -> bool: ...
     def register_worker(self, worker_id: str, lease_secs: float) -> None: ...
@@ -59,7 +64,12 @@ class Database(Protocol):
     def owned(self, worker_id: str) -> list[Saga]: ...
     def remove_worker(self, worker_id: str) -> None: ...
     def remove_ended_before(self, age_secs: float, limit: int) -> int: ...
-    def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered: ...
+    def register_workflow(
+        self, definition: WorkflowDefinition, source: str, asked_by: Requester = IN_PROCESS
+    ) -> Registered: ...
+    def add_audit_entry(self, entry: NewAuditEntry) -> None: ...
+    def list_audit(self, where: AuditFilter, limit: int, after: tuple[datetime, int] | None) -> AuditEntries: ...
+    def remove_audit_before(self, age_secs: float, limit: int) -> int: ...
     def workflow(self, name: str, version: int | None) -> Workflow | None: ...
     def workflows(self) -> list[Workflow]: ...
 
@@ -215,8 +225,8 @@ class Door:
             Recorded, _given(self.database.write_batch([row])[0] if watcher is None else watcher.move(self, row))
         )
 
-    def _cancel(self, saga_id: str) -> Saga | None:
-        saga = self.database.request_cancel_unless_terminal(saga_id)
+    def _cancel(self, saga_id: str, asked_by: Requester) -> Saga | None:
+        saga = self.database.request_cancel_unless_terminal(saga_id, asked_by)
         if saga is not None and not saga.status.is_terminal:
             self._notify(SagasDue() if saga.owner is None else CancelAccepted(saga_id=saga_id, owner=saga.owner))
         return saga
@@ -250,11 +260,11 @@ class Door:
     ) -> Page:
         return await self.exchange("list_sagas", lambda: self.database.list_sagas(where, limit, offset, after))
 
-    async def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
+    async def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
         known = canonical_saga_id(saga_id)
         if known is None:
             return None
-        return await self.exchange("request_cancel_unless_terminal", lambda: self._cancel(known))
+        return await self.exchange("request_cancel_unless_terminal", lambda: self._cancel(known, asked_by))
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
         return await self.exchange("claim_due_sagas", lambda: self.database.claim_due_sagas(worker_id, limit))
@@ -295,8 +305,25 @@ class Door:
             "remove_ended_before", lambda: self.database.remove_ended_before(age_secs, limit), may_give_up=True
         )
 
-    async def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
-        return await self.exchange("register_workflow", lambda: self.database.register_workflow(definition, source))
+    async def register_workflow(
+        self, definition: WorkflowDefinition, source: str, asked_by: Requester = IN_PROCESS
+    ) -> Registered:
+        return await self.exchange(
+            "register_workflow", lambda: self.database.register_workflow(definition, source, asked_by)
+        )
+
+    async def add_audit_entry(self, entry: NewAuditEntry) -> None:
+        await self.exchange("add_audit_entry", lambda: self.database.add_audit_entry(entry))
+
+    async def list_audit(
+        self, where: AuditFilter, *, limit: int, after: tuple[datetime, int] | None = None
+    ) -> AuditEntries:
+        return await self.exchange("list_audit", lambda: self.database.list_audit(where, limit, after))
+
+    async def remove_audit_before(self, age_secs: float, limit: int) -> int:
+        return await self.exchange(
+            "remove_audit_before", lambda: self.database.remove_audit_before(age_secs, limit), may_give_up=True
+        )
 
     async def workflow(self, name: str, version: int | None = None) -> Workflow | None:
         return await self.exchange("workflow", lambda: self.database.workflow(name, version))
@@ -325,6 +352,12 @@ class Door:
 
     async def count_open(self) -> dict[SagaStatus, int]:
         return await self.exchange("count_open", self.database.count_open)
+
+    async def undo_debt(self) -> Sequence[UndoDebt]:
+        return await self.exchange("undo_debt", self.database.undo_debt)
+
+    async def schema_state(self) -> SchemaState:
+        return await self.exchange("schema_state", self.database.schema_state)
 
 
 def _given(result: object) -> object:

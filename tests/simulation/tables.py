@@ -15,11 +15,24 @@ from typing import Any
 
 import msgspec
 
+from saga.audit import IN_PROCESS, AuditEntries, AuditEntry, AuditFilter, NewAuditEntry, Requester
 from saga.errors import Conflict, RowRejected
 from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepAction, StepLog, StepStatus
-from saga.ports import Claimed, Clock, Created, NewSaga, Page, Record, Recorded, Registered, SagaFilter
+from saga.ports import (
+    Claimed,
+    Clock,
+    Created,
+    NewSaga,
+    Page,
+    Record,
+    Recorded,
+    Registered,
+    SagaFilter,
+    SchemaState,
+    UndoDebt,
+)
 from saga.workflow import Workflow, WorkflowDefinition, decode_definition, encode_definition
-from store import rows
+from store import audit_rows, rows
 from store.cloudevents import OutboxEvent
 from store.outbox import Backlog, DeadMessage, Settled, fair_share
 from store.rows import CreateRow, LogRow, MoveRow
@@ -65,10 +78,12 @@ class Tables:
         self.sagas: dict[str, Saga] = {}
         self.logs: dict[str, list[Logged]] = {}
         self.outbox: dict[str, list[Announced]] = {}
+        self.audit: list[AuditEntry] = []
         self.leases: dict[str, datetime] = {}
         self.unpublished: list[dict[int, Announced]] = [{} for _ in range(PARTITIONS)]
         self.dead: dict[tuple[int, str], DeadMessage] = {}
         self.removed: set[int] = set()
+        self.undo_since: dict[str, datetime] = {}
         self._relays: dict[str, datetime] = {}
         self._relay_of: list[str | None] = [None] * PARTITIONS
         self._definitions: dict[str, list[str]] = {}
@@ -126,6 +141,7 @@ class Tables:
         self._announce(
             saga.saga_id, SagaEvent(event_type=EventType.SAGA_STARTED, status=SagaStatus.STARTED, current_step=0)
         )
+        self._enter(audit_rows.start_entry(saga, new.asked_by))
         return Created(saga=saga)
 
     def _refused_create(self, new: NewSaga) -> Created | Conflict | None:
@@ -160,10 +176,16 @@ class Tables:
         }
         recorded = rows.moved_saga(row, landed, _as_it_is)
         self._put(recorded.saga)
+        if after.status is SagaStatus.COMPENSATING or after.undo_failed:
+            self.undo_since.setdefault(stored.saga_id, now)
+        else:
+            self.undo_since.pop(stored.saga_id, None)
         for entry, payloads in zip(record.logs, row.logs, strict=True):
             self.logs[stored.saga_id].append(Logged(str(uuid.UUID(int=self._number())), entry, payloads))
         for event in record.events:
             self._announce(stored.saga_id, event)
+        for asked in record.audit:
+            self._enter(asked)
         return recorded
 
     @staticmethod
@@ -180,6 +202,9 @@ class Tables:
             announced = Announced(self._number(), saga_id, event, self._clock.now())
             self.outbox[saga_id].append(announced)
             self.unpublished[announced.partition][announced.number] = announced
+
+    def _enter(self, entry: NewAuditEntry) -> None:
+        self.audit.append(AuditEntry(number=self._number(), created_at=self._clock.now(), entered=entry))
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -211,12 +236,48 @@ class Tables:
                 counts[status] = counts.get(status, 0) + 1
         return counts
 
+    def list_audit(self, where: AuditFilter, limit: int, after: tuple[datetime, int] | None) -> AuditEntries:
+        found = [entry for entry in self.audit if _entry_passes(entry, where)]
+        found.sort(key=lambda entry: (entry.created_at, entry.number), reverse=True)
+        if after is not None:
+            found = [entry for entry in found if (entry.created_at, entry.number) < after]
+        return audit_rows.stretch(found[: limit + 1], limit)
+
+    def undo_debt(self) -> list[UndoDebt]:
+        owed: dict[str, list[int]] = {}
+        since: dict[str, datetime] = {}
+        for saga_id, at in self.undo_since.items():
+            saga = self.sagas[saga_id]
+            workflow = self.workflow(saga.workflow_name, saga.workflow_version)
+            pending = [
+                index
+                for index in saga.undo_plan
+                if workflow is None or workflow.definition.steps[index].compensate is not None
+            ]
+            sums = owed.setdefault(saga.workflow_name, [0, 0])
+            sums[0] += len(saga.undo_failed)
+            sums[1] += len(pending)
+            since[saga.workflow_name] = min(at, since.get(saga.workflow_name, at))
+        now = self._clock.now()
+        return [
+            UndoDebt(
+                workflow_name=name,
+                failed=failed,
+                pending=pending,
+                oldest_secs=max(0.0, (now - since[name]).total_seconds()),
+            )
+            for name, (failed, pending) in sorted(owed.items())
+        ]
+
+    def schema_state(self) -> SchemaState:
+        return SchemaState.CURRENT
+
     def ping(self) -> None:
         """It is there."""
 
     # --- single writes -----------------------------------------------------------------------------------------------
 
-    def request_cancel_unless_terminal(self, saga_id: str) -> Saga | None:
+    def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
         saga = self.sagas.get(saga_id)
         if saga is not None and not saga.status.is_terminal:
             waits_until = saga.next_attempt_at if saga.status is SagaStatus.COMPENSATING else None
@@ -224,6 +285,7 @@ class Tables:
                 saga, cancel_requested=True, next_attempt_at=waits_until, updated_at=self._clock.now()
             )
             self._put(saga)
+            self._enter(audit_rows.cancel_entry(saga, asked_by))
         return saga
 
     def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
@@ -396,12 +458,15 @@ class Tables:
 
     # --- workflows ---------------------------------------------------------------------------------------------------
 
-    def register_workflow(self, definition: WorkflowDefinition, source: str) -> Registered:
+    def register_workflow(
+        self, definition: WorkflowDefinition, source: str, asked_by: Requester = IN_PROCESS
+    ) -> Registered:
         versions = self._definitions.setdefault(definition.name, [])
         text = encode_definition(definition)
         changed = not versions or versions[-1] != text
         if changed:
             versions.append(text)
+            self._enter(audit_rows.registration_entry(definition.name, len(versions), asked_by))
         return Registered(version=len(versions), changed=changed)
 
     def workflow(self, name: str, version: int | None) -> Workflow | None:
@@ -417,6 +482,18 @@ class Tables:
     def workflows(self) -> list[Workflow]:
         found = (self.workflow(name, None) for name in sorted(self._definitions))
         return [workflow for workflow in found if workflow is not None]
+
+    # --- the audit log -----------------------------------------------------------------------------------------------
+
+    def add_audit_entry(self, entry: NewAuditEntry) -> None:
+        self._enter(entry)
+
+    def remove_audit_before(self, age_secs: float, limit: int) -> int:
+        before = self._clock.now() - timedelta(seconds=age_secs)
+        old = sorted((entry.created_at, entry.number) for entry in self.audit if entry.created_at < before)
+        removed = {number for _, number in old[:limit]}
+        self.audit = [entry for entry in self.audit if entry.number not in removed]
+        return len(removed)
 
     # --- past the port -----------------------------------------------------------------------------------------------
 
@@ -450,6 +527,7 @@ class Tables:
 
     def _delete(self, saga_id: str) -> None:
         saga = self.sagas.pop(saga_id)
+        self.undo_since.pop(saga_id, None)
         self._free.pop(saga_id, None)
         if saga.owner is not None:
             self._owned.get(saga.owner, {}).pop(saga_id, None)
@@ -500,6 +578,17 @@ def _passes(saga: Saga, where: SagaFilter) -> bool:
         and where.compensation_failed in (None, saga.compensation_failed)
         and (where.created_after is None or saga.created_at >= where.created_after)
         and (where.created_before is None or saga.created_at < where.created_before)
+    )
+
+
+def _entry_passes(entry: AuditEntry, where: AuditFilter) -> bool:
+    entered = entry.entered
+    return (
+        where.saga_id in (None, entered.saga_id)
+        and where.principal in (None, entered.asked_by.principal)
+        and where.action in (None, entered.action)
+        and (where.created_after is None or entry.created_at >= where.created_after)
+        and (where.created_before is None or entry.created_at < where.created_before)
     )
 
 

@@ -514,6 +514,7 @@ class World:
                     await self._until(self._all_published)
                     await self._stop_all()
                     self.audit.close(self.saga_ids())
+                    self.audit.close_log(self.database)
                     if self.climate.relays and isinstance(self.database, Tables):
                         self.audit.close_events(self.database, self.broker)
                 self.nursery.cancel_scope.cancel()

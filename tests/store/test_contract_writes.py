@@ -32,7 +32,12 @@ WIDE = {"name": "Zoë 注文 🚚", "quote": "\"'\\", "deep": [{"a": [1, 2.5, No
 
 async def test_a_created_saga_reads_back_as_it_was_given(store: Store, clock: StandingClock) -> None:
     new = new_saga(
-        payload=WIDE, correlation_id="c-1", initiated_by="web", traceparent="00-ab-cd-01", workflow_version=3
+        payload=WIDE,
+        correlation_id="c-1",
+        initiated_by="web",
+        traceparent="00-ab-cd-01",
+        tracestate="a=1,b=2",
+        workflow_version=3,
     )
     made = await store.create(new)
     assert not made.replayed
@@ -47,6 +52,7 @@ async def test_a_created_saga_reads_back_as_it_was_given(store: Store, clock: St
         correlation_id="c-1",
         initiated_by="web",
         traceparent="00-ab-cd-01",
+        tracestate="a=1,b=2",
     )
     assert await store.get(new.saga_id) == made.saga
     assert await store.get(new.saga_id.upper()) == made.saga

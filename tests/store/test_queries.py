@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import store
+from saga.audit import AuditAction, AuditOutcome, Door
 from saga.model import EventType, SagaStatus, StepAction, StepStatus
 from store.migrations import FILE_NAME, migrations
 from store.queries import Dialect, _parse, folder, load
@@ -68,6 +69,9 @@ def test_the_checks_of_the_tables_list_the_words_of_the_model(dialect: Dialect) 
     assert words_of_check(schema, "saga_step_logs_status_check") == set(StepStatus)
     assert words_of_check(schema, "outbox_event_type_check") == set(EventType)
     assert words_of_check(schema, "outbox_status_check") == set(SagaStatus)
+    assert words_of_check(schema, "audit_log_action_check") == set(AuditAction)
+    assert words_of_check(schema, "audit_log_outcome_check") == set(AuditOutcome)
+    assert words_of_check(schema, "audit_log_door_check") == set(Door)
 
 
 def test_both_dialects_have_the_same_migrations_by_number_and_name() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from saga.model import EventType, SagaStatus
+from saga.payload_mask import PayloadMask
 from store.cloudevents import Message
 from store.outbox import (
     FAREWELL_SECS,
@@ -112,6 +114,29 @@ async def test_what_was_not_taken_stays_and_what_was_does_not() -> None:
         assert (done.published, done.unsent, done.reason) == (1, 1, "busy")
         assert await pending(store) == [(first.saga_id, "SAGA_STARTED")]
         assert second.saga_id not in {saga_id for saga_id, _ in await pending(store)}
+
+
+async def test_fields_that_are_to_be_masked_are_not_published_and_stay_stored() -> None:
+    async with open_sqlite(":memory:", events=True) as store:
+        broker = Broker()
+        mask = PayloadMask(["card", "customer.name"])
+        relay = Relay(store.outbox, broker, relay_id="r", topic=TOPIC, payload_mask=mask)
+        payload = {"card": "4111", "customer": {"name": "Zoe"}, "name": "x", "big": 2**60}
+        saga = await created(store, payload=payload)
+        events = (event(EventType.SAGA_COMPENSATION_FAILED, SagaStatus.FAILED, error="bad card=4111"),)
+        await store.record(move(saga, status=SagaStatus.FAILED, events=events))
+        broker.judge = lambda message: Refused("no") if message.topic != TOPIC else Acknowledged()
+        await relay.run_once()
+        bodies = [msgspec.json.decode(message.value) for message in broker.sent]
+        assert len(bodies) == 3  # the failed undo also goes to the dead letters
+        shown = {"card": "***", "customer": {"name": "***"}, "name": "x", "big": 2**60}
+        assert [body["payload"] for body in bodies] == [shown] * 3
+        assert {body["error_message"] for body in bodies} == {None, "bad card=***"}
+        (dead,) = store._writer._connection.execute("SELECT message FROM outbox_dead").fetchall()
+        assert "4111" not in dead[0]
+        stored = await store.get(saga.saga_id)
+        assert stored is not None
+        assert stored.payload == payload
 
 
 async def test_the_copy_of_a_failed_undo_goes_first_and_holds_up_only_its_saga() -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -189,7 +190,13 @@ async def serve_grpcio(options: argparse.Namespace, paths: dict[str, Play], serv
     server.add_generic_rpc_handlers((Generic(),))
     if options.reflection:
         reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
-    port = server.add_insecure_port(f"127.0.0.1:{options.port}")
+    address = f"127.0.0.1:{options.port}"
+    if options.tls_cert:
+        authority = options.tls_client_ca and options.tls_client_ca.read_bytes()
+        pair = (options.tls_key.read_bytes(), options.tls_cert.read_bytes())
+        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair], authority, authority is not None))
+    else:
+        port = server.add_insecure_port(address)
     await server.start()
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -258,7 +265,15 @@ async def serve_grpclib(options: argparse.Namespace, paths: dict[str, Play], ser
         status_details_codec=RawDetails(),
     )
     listener = socket.create_server(("127.0.0.1", options.port))
-    await server.start(sock=listener)
+    tls = None
+    if options.tls_cert:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(options.tls_cert, options.tls_key)
+        tls.set_alpn_protocols(["h2"])
+        if options.tls_client_ca:
+            tls.load_verify_locations(options.tls_client_ca)
+            tls.verify_mode = ssl.CERT_REQUIRED
+    await server.start(sock=listener, ssl=tls)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     print(listener.getsockname()[1], flush=True)
@@ -276,6 +291,9 @@ def main() -> None:
     parser.add_argument("--descriptor-set", type=Path, required=True)
     parser.add_argument("--reflection", action="store_true")
     parser.add_argument("--max-streams", type=int, default=0)
+    parser.add_argument("--tls-cert", type=Path)
+    parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--tls-client-ca", type=Path)
     options = parser.parse_args()
     script = Script(options.script, options.journal)
     paths, services = methods_of(script, options.descriptor_set.read_bytes(), options.codec)

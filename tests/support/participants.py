@@ -46,6 +46,8 @@ from typing import Any, Literal
 import msgspec
 import trio
 
+from tests.support.certificates import Certificate
+
 ROOT = Path(__file__).parents[2]
 
 Flavour = Literal["grpcio", "grpclib"]
@@ -87,7 +89,15 @@ class Participant:
     """A running participant; made by `participant`."""
 
     def __init__(
-        self, folder: Path, flavour: Flavour, codec: Codec, reflection: bool, ambiguous: bool, max_streams: int
+        self,
+        folder: Path,
+        flavour: Flavour,
+        codec: Codec,
+        reflection: bool,
+        ambiguous: bool,
+        max_streams: int,
+        certificate: Certificate | None,
+        client_ca_file: str | None,
     ) -> None:
         self.host = "127.0.0.1"
         self.port = 0
@@ -99,6 +109,10 @@ class Participant:
         self._options = ["--flavour", flavour, "--codec", codec, "--max-streams", str(max_streams)]
         if reflection:
             self._options.append("--reflection")
+        if certificate is not None:
+            self._options += ["--tls-cert", certificate.cert_file, "--tls-key", certificate.key_file]
+        if client_ca_file is not None:
+            self._options += ["--tls-client-ca", client_ca_file]
         self.journal.touch()
         self.descriptor_set.write_bytes(compiled("shop.proto", *(["shop_v2.proto"] if ambiguous else [])))
         self.script({})
@@ -194,12 +208,17 @@ def participant(
     reflection: bool = True,
     ambiguous: bool = False,
     max_streams: int = 0,
+    certificate: Certificate | None = None,
+    client_ca_file: str | None = None,
     script: Script | None = None,
 ) -> Iterator[Participant]:
     """A participant that listens while the block runs. `ambiguous`: it has a second service named Inventory.
-    `max_streams`: how many calls it takes at once on a connection (grpcio only; 0: no limit)."""
+    `max_streams`: how many calls it takes at once on a connection (grpcio only; 0: no limit).
+    `certificate`: it speaks TLS; with `client_ca_file` it wants certificates signed by that authority."""
     with tempfile.TemporaryDirectory(prefix="participant-") as folder:
-        made = Participant(Path(folder), flavour, codec, reflection, ambiguous, max_streams)
+        made = Participant(
+            Path(folder), flavour, codec, reflection, ambiguous, max_streams, certificate, client_ca_file
+        )
         if script is not None:
             made.script(script)
         made.start()

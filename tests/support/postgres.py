@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from store.postgres_migrations import migrate_up
+from tests.support.certificates import Certificate
 
 T = TypeVar("T")
 
@@ -138,9 +139,12 @@ class PostgresServer:
 
 
 @contextmanager
-def running_server(*, durable: bool = False) -> Iterator[PostgresServer]:
+def running_server(
+    *, durable: bool = False, tls: Certificate | None = None, access: Sequence[str] = ()
+) -> Iterator[PostgresServer]:
     """Starts a server and stops it, whatever ends the block. `durable`: commits reach the disk, as a benchmark needs;
-    tests do without."""
+    tests do without. `tls`: it speaks TLS, and takes client certificates by the same authority. `access`: lines of
+    pg_hba.conf that come before "everybody on this machine"."""
     folder = Path(tempfile.mkdtemp(prefix="saga-test-postgres-"))
     try:
         identity: dict[str, Any] = {}
@@ -168,8 +172,12 @@ def running_server(*, durable: bool = False) -> Iterator[PostgresServer]:
         data = folder / "data"
         run(binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 
+        more = {} if tls is None else _tls_options(tls, data, identity)
+        rules = data / "pg_hba.conf"
+        rules.write_text("\n".join([*access, rules.read_text()]))
+
         def launch(port: int | None) -> tuple[subprocess.Popen[bytes], int]:
-            return _start(binaries, data, folder, environment, identity, durable, port)
+            return _start(binaries, data, folder, environment, identity, durable, more, port)
 
         server = PostgresServer(launch, version)
         try:
@@ -178,6 +186,23 @@ def running_server(*, durable: bool = False) -> Iterator[PostgresServer]:
             server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tls_options(tls: Certificate, data: Path, identity: dict[str, Any]) -> dict[str, str]:
+    """The settings of a server with this certificate, of which it gets copies: it takes no key that others may read."""
+    options = {"ssl": "on"}
+    for setting, file in (
+        ("ssl_cert_file", tls.cert_file),
+        ("ssl_key_file", tls.key_file),
+        ("ssl_ca_file", tls.ca_file),
+    ):
+        copy = data / f"{setting}.pem"
+        shutil.copyfile(file, copy)
+        copy.chmod(0o600)
+        if identity:
+            os.chown(copy, identity["user"], identity["group"])
+        options[setting] = str(copy)
+    return options
 
 
 def _find_binaries(folder: Path, run: Callable[..., str]) -> tuple[Path, str]:
@@ -224,6 +249,7 @@ def _start(
     environment: dict[str, str],
     identity: dict[str, Any],
     durable: bool,
+    more: dict[str, str],
     wanted_port: int | None,
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Another process may take the free port between our look and the server's start: then look again."""
@@ -242,6 +268,7 @@ def _start(
             "max_connections": "200",
             "shared_buffers": "64MB",
             "log_min_messages": "warning",
+            **more,
         }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with log_path.open("wb") as log:

@@ -50,7 +50,8 @@ class ServerProcess:
         self.config.write_text(json.dumps({"server": {"port": self.port, "grpc_port": self.grpc_port}, **config}))
         self._arguments = arguments
         self._program = program
-        self._env = {**os.environ, **(env or {})}
+        # Lines that are read by tests; those about the form of lines ask for theirs.
+        self._env = {**os.environ, "SAGA__OBSERVABILITY__LOG__FORMAT": "text", **(env or {})}
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 

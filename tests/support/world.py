@@ -238,7 +238,7 @@ class CountingMeter(Meter):
     def saga_ended(self, workflow_name: str, status: SagaStatus, seconds: float) -> None:
         self.counts[f"ended {status}"] += 1
 
-    def attempt_made(self, action: StepAction, code: str, seconds: float) -> None:
+    def attempt_made(self, action: StepAction, service: str, method: str, code: str, seconds: float) -> None:
         self.counts[f"{action} {code}"] += 1
 
     def compensation_failed(self, workflow_name: str) -> None:

@@ -9,6 +9,8 @@ import httpx
 import pytest
 import trio
 
+from saga.authentication import Authenticator, OpenAccess
+from saga.payload_mask import NOTHING, PayloadMask
 from tests.support.orchestrator import House, orchestrator
 from web.app import create_app
 from web.metrics import PrometheusMeter
@@ -42,10 +44,22 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(max_payload_bytes: int = 1 << 20, grace_secs: float = 5.0) -> AsyncIterator[Site]:
+async def open_site(
+    max_payload_bytes: int = 1 << 20,
+    grace_secs: float = 5.0,
+    authenticator: Authenticator | None = None,
+    payload_mask: PayloadMask = NOTHING,
+) -> AsyncIterator[Site]:
     meter = PrometheusMeter()
     async with orchestrator(meter, max_payload_bytes) as house, trio.open_nursery() as nursery:
-        app = create_app(house.service, drain=house.drain, version="1.2.3", meter=meter)
+        app = create_app(
+            house.service,
+            authenticator=authenticator or OpenAccess(),
+            drain=house.drain,
+            version="1.2.3",
+            meter=meter,
+            payload_mask=payload_mask,
+        )
         started: list[Site] = []
 
         async def serve(task_status: trio.TaskStatus[int]) -> None:

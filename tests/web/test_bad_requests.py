@@ -424,6 +424,26 @@ async def test_hostile_bytes_leave_the_server_alive(site: Site, parts: Sequence[
         assert (await site.client.get("/healthz")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://elsewhere:80/api/v1/workflows", b"200"),
+        (b"http://elsewhere", b"200"),
+        (b"http://elsewhere/api/v1/nope", b"404"),
+        (b"http://[", b"400"),
+        (b"nope", b"404"),
+    ],
+)
+async def test_a_url_as_the_target_is_answered_by_its_path(site: Site, target: bytes, status: bytes) -> None:
+    answer = await exchange(site.port, b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+async def test_a_websocket_is_turned_away(site: Site) -> None:
+    answer = await exchange(site.port, WS + b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 403")
+
+
 async def test_data_on_a_stream_that_was_answered_early_ends_one_connection_at_most(site: Site) -> None:
     stream = await trio.open_tcp_stream("127.0.0.1", site.port)
     async with stream:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import trio
 
+from saga.authentication import OpenAccess
 from saga.errors import Unavailable
-from saga.model import SagaStatus, StepAction
+from saga.model import SagaStatus, StepAction, StepStatus
+from saga.ports import UndoDebt
+from saga.readiness import Readiness
 from tests.support.orchestrator import HANGS, REFUSED, orchestrator
 from tests.web.conftest import Site
 from web.app import create_app
-from web.metrics import MAX_WORKFLOW_LABELS, PrometheusMeter
+from web.metrics import MAX_NAMES, PrometheusMeter
 
+WELL = dict.fromkeys(("database", "migrations", "lease", "worker", "workflows"), "ok")
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
@@ -31,7 +36,7 @@ async def test_readyz_is_healthy_with_its_checks_and_a_timestamp(site: Site) -> 
     answer = await site.client.get("/readyz")
     body = answer.json()
     assert INSTANT.fullmatch(body.pop("timestamp"))
-    assert (answer.status_code, body) == (200, {"status": "healthy", "checks": {"database": "ok", "worker": "ok"}})
+    assert (answer.status_code, body) == (200, {"status": "healthy", "checks": WELL})
 
 
 async def test_readyz_is_503_unhealthy_without_the_database_and_tells_nothing_more(
@@ -43,8 +48,8 @@ async def test_readyz_is_503_unhealthy_without_the_database_and_tells_nothing_mo
     monkeypatch.setattr(site.house.store, "ping", away)
     answer = await site.client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "unhealthy")
-    assert answer.json()["checks"] == {"database": "unavailable", "worker": "ok"}
-    monkeypatch.setattr("web.api.CHECK_SECS", 0.05)
+    assert answer.json()["checks"] == WELL | {"database": "unavailable"}
+    monkeypatch.setattr("saga.readiness.CHECK_SECS", 0.05)
     monkeypatch.setattr(site.house.store, "ping", trio.sleep_forever)
     assert (await site.client.get("/readyz")).json()["checks"]["database"] == "timeout"
 
@@ -60,11 +65,17 @@ async def test_readyz_is_degraded_when_an_optional_part_fails() -> None:
         raise Unavailable("no broker")
 
     async with orchestrator() as house, trio.open_nursery() as nursery:
-        app = create_app(house.service, drain=house.drain, version="1", optional_checks={"kafka": kafka})
+        app = create_app(
+            house.service,
+            authenticator=OpenAccess(),
+            drain=house.drain,
+            version="1",
+            readiness=Readiness(house.service, house.drain, {"kafka": kafka}),
+        )
         answer = await app.test_client().get("/readyz")
         body = await answer.get_json()
         assert (answer.status_code, body["status"]) == (200, "degraded")
-        assert body["checks"] == {"database": "ok", "worker": "ok", "kafka": "unavailable"}
+        assert body["checks"] == WELL | {"kafka": "unavailable"}
         nursery.cancel_scope.cancel()
 
 
@@ -79,7 +90,7 @@ async def test_metrics_count_what_happened(site: Site) -> None:
     site.house.answers["Inventory.Reserve"] = [HANGS]
     await site.start()
     site.meter.read_gauge("saga_active", "Sagas in memory", lambda: site.house.supervisor.active)
-    site.meter.read_counter("saga_group_commit_rows", "Rows written", lambda: {"moves": 7.0}, "lane")
+    site.meter.read_counter("saga_outbox_published", "Events", lambda: {"one": 7.0}, "part")
     answer = await site.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
@@ -92,13 +103,22 @@ async def test_metrics_count_what_happened(site: Site) -> None:
         'saga_attempts_total{action="EXECUTE",code="FAILED_PRECONDITION"} 1.0',
         'saga_attempts_total{action="COMPENSATE",code="FAILED_PRECONDITION"} 1.0',
         'saga_attempt_duration_seconds_count{action="EXECUTE"} 4.0',
+        'saga_participant_calls_total{code="OK",method="Inventory.Reserve",service="inventory"} 2.0',
+        'saga_participant_calls_total{code="FAILED_PRECONDITION",method="Inventory.Release",service="inventory"} 1.0',
+        'saga_participant_call_duration_seconds_count{method="Payment.Charge",service="payment"} 2.0',
+        'saga_steps_total{action="EXECUTE",status="SUCCESS",workflow="order"} 3.0',
+        'saga_steps_total{action="EXECUTE",status="FAILED",workflow="order"} 1.0',
+        'saga_steps_total{action="COMPENSATE",status="FAILED",workflow="order"} 1.0',
+        'saga_undo_debt{state="failed",workflow="order"} 1.0',
+        'saga_undo_debt{state="pending",workflow="order"} 0.0',
+        'saga_undo_debt_oldest_seconds{workflow="order"} ',
         'saga_compensation_failures_total{workflow="order"} 1.0',
         "saga_leases_lost_total 0.0",
         "saga_crashes_total 0.0",
         "saga_active 1.0",
         'saga_open{status="RUNNING"} 1.0',
         'saga_open{status="STARTED"} 0.0',
-        'saga_group_commit_rows_total{lane="moves"} 7.0',
+        'saga_outbox_published_total{part="one"} 7.0',
         'saga_http_requests_total{method="POST",route="/api/v1/sagas",status="201"} 3.0',
         'saga_http_requests_total{method="GET",route="/api/v1/sagas/{saga_id}",status="404"} 1.0',
         'saga_http_requests_total{method="GET",route="none",status="404"} 1.0',
@@ -115,19 +135,58 @@ async def test_metrics_are_served_without_the_database(site: Site, monkeypatch: 
     assert "saga_http_requests_total" in (await site.client.get("/metrics")).text
 
 
-def test_labels_are_bounded_whatever_is_registered_or_answered() -> None:
+def test_labels_are_bounded_under_ten_thousand_names_of_each_kind() -> None:
     meter = PrometheusMeter()
-    for number in range(MAX_WORKFLOW_LABELS + 50):
-        meter.saga_started(f"w{number}")
-    meter.attempt_made(StepAction.EXECUTE, "made up", 0.1)
-    meter.http_request_served("BREW", "none", 405, 0.1)
-    meter.saga_ended("late", SagaStatus.FAILED, 1.0)
+    for number in range(10_000):
+        name = f"w{number}"
+        meter.saga_started(name)
+        meter.saga_ended(name, SagaStatus.FAILED, 1.0)
+        meter.step_ended(name, StepAction.EXECUTE, StepStatus.FAILED)
+        meter.compensation_failed(name)
+        meter.attempt_made(StepAction.EXECUTE, "shop", f"Shop.{name}", f"made up {number}", 0.1)
+        meter.http_request_served(f"BREW{number}", "none", 405, 0.1)
+    debts = [UndoDebt(workflow_name=f"w{n}", failed=1, pending=2, oldest_secs=float(n)) for n in range(10_000)]
+    meter.set_store_counts({}, debts)
     text = meter.render().decode()
-    assert text.count("saga_started_total{") == MAX_WORKFLOW_LABELS + 1
-    assert 'saga_started_total{workflow="other"} 50.0' in text
-    assert 'saga_attempts_total{action="EXECUTE",code="other"} 1.0' in text
-    assert 'saga_http_requests_total{method="other",route="none",status="405"} 1.0' in text
-    assert 'saga_finished_total{status="FAILED",workflow="other"} 1.0' in text
+    others = 10_000 - MAX_NAMES
+    for name, labels, value in (
+        ("saga_started_total", 'workflow="other"', others),
+        ("saga_finished_total", 'status="FAILED",workflow="other"', others),
+        ("saga_duration_seconds_count", 'status="FAILED",workflow="other"', others),
+        ("saga_steps_total", 'action="EXECUTE",status="FAILED",workflow="other"', others),
+        ("saga_compensation_failures_total", 'workflow="other"', others),
+        ("saga_participant_calls_total", 'code="other",method="other",service="other"', others),
+        ("saga_participant_call_duration_seconds_count", 'method="other",service="other"', others),
+        ("saga_undo_debt_oldest_seconds", 'workflow="other"', 9999),
+    ):
+        assert text.count(f"\n{name}{{") == MAX_NAMES + 1
+        assert f"\n{name}{{{labels}}} {value:.1f}\n" in text
+    assert text.count("\nsaga_undo_debt{") == 2 * (MAX_NAMES + 1)
+    assert f'\nsaga_undo_debt{{state="failed",workflow="other"}} {others:.1f}\n' in text
+    assert f'\nsaga_undo_debt{{state="pending",workflow="other"}} {2 * others:.1f}\n' in text
+    assert 'saga_attempts_total{action="EXECUTE",code="other"} 10000.0' in text
+    assert 'saga_http_requests_total{method="other",route="none",status="405"} 10000.0' in text
+    assert len(text.splitlines()) < 20_000
+    # What is owed no longer is not told any more.
+    meter.set_store_counts({}, [])
+    assert "\nsaga_undo_debt{" not in meter.render().decode()
+
+
+async def test_a_scrape_asks_the_store_once_in_a_while_however_many_come(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    count = site.house.store.undo_debt
+
+    async def counted() -> Sequence[UndoDebt]:
+        nonlocal asked
+        asked += 1
+        return await count()
+
+    monkeypatch.setattr(site.house.store, "undo_debt", counted)
+    for _ in range(5):
+        assert "saga_store_counted_timestamp_seconds 1" in (await site.client.get("/metrics")).text
+    assert asked == 1
 
 
 async def test_openapi_describes_every_call_with_its_types_and_errors(site: Site) -> None:
@@ -145,11 +204,12 @@ async def test_openapi_describes_every_call_with_its_types_and_errors(site: Site
         ("post", "/api/v1/workflows"),
         ("get", "/api/v1/workflows"),
         ("get", "/api/v1/workflows/{name}"),
+        ("get", "/api/v1/audit"),
         ("get", "/healthz"),
         ("get", "/readyz"),
     }
     start = document["paths"]["/api/v1/sagas"]["post"]
-    assert set(start["responses"]) == {"201", "400", "404", "409", "413", "500", "503"}
+    assert set(start["responses"]) == {"201", "400", "401", "403", "404", "409", "413", "500", "503"}
     body = document["components"]["schemas"]["StartSagaBody"]
     assert body["required"] == ["workflow_name"]
     assert set(body["properties"]) == {"workflow_name", "payload", "correlation_id", "initiated_by"}

@@ -137,7 +137,7 @@ async def test_the_document_shows_what_a_correction_is(site: Site) -> None:
     document = (await site.client.get("/openapi.json")).json()
     call = document["paths"]["/api/v1/sagas/{saga_id}/retry-compensation"]["post"]
     assert call["requestBody"]["required"] is False
-    assert set(call["responses"]) == {"202", "400", "404", "409", "413", "500", "503"}
+    assert set(call["responses"]) == {"202", "400", "401", "403", "404", "409", "413", "500", "503"}
     steps = document["components"]["schemas"]["RetryCompensationBody"]["properties"]["steps"]
     assert set(steps["additionalProperties"]["properties"]) == {"input", "mark_done", "reason"}
     assert steps["additionalProperties"]["additionalProperties"] is False

@@ -12,6 +12,8 @@ import hypercorn.trio.run
 import pytest
 import trio
 
+from saga.audit import Requester
+from saga.authentication import OpenAccess
 from saga.drain import Drain
 from tests.support.orchestrator import HANGS
 from tests.web.conftest import Site, open_site
@@ -185,10 +187,10 @@ async def test_a_cancel_whose_client_leaves_is_finished_all_the_same(
     cancel = site.house.store.request_cancel_unless_terminal
     reached, opened = trio.Event(), trio.Event()
 
-    async def gated(saga_id: str) -> Any:
+    async def gated(saga_id: str, asked_by: Requester) -> Any:
         reached.set()
         await opened.wait()
-        return await cancel(saga_id)
+        return await cancel(saga_id, asked_by)
 
     monkeypatch.setattr(site.house.store, "request_cancel_unless_terminal", gated)
     with trio.fail_after(5):
@@ -245,14 +247,14 @@ async def test_the_guard_is_what_hypercorn_serves_with(site: Site) -> None:
 
 
 async def test_a_port_that_is_taken_is_an_os_error(site: Site) -> None:
-    app = create_app(site.house.service, drain=Drain(), version="1")
+    app = create_app(site.house.service, authenticator=OpenAccess(), drain=Drain(), version="1")
     with pytest.raises(OSError, match=r"(?i)in use") as caught:
         await serve_rest(app, "127.0.0.1", site.port, shutdown_trigger=trio.sleep_forever)
     assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_two_servers_share_a_port_when_told_to_and_ipv6_is_served(site: Site) -> None:
-    app = create_app(site.house.service, drain=Drain(), version="1")
+    app = create_app(site.house.service, authenticator=OpenAccess(), drain=Drain(), version="1")
     async with trio.open_nursery() as nursery:
 
         async def serve(host: str, port: int, task_status: trio.TaskStatus[int]) -> None:

@@ -51,6 +51,10 @@ class SagaServiceBase(abc.ABC):
     async def GetWorkflow(self, stream: 'grpclib.server.Stream[k1s0.system.saga.v1.saga_pb2.GetWorkflowRequest, k1s0.system.saga.v1.saga_pb2.GetWorkflowResponse]') -> None:
         pass
 
+    @abc.abstractmethod
+    async def ListAudit(self, stream: 'grpclib.server.Stream[k1s0.system.saga.v1.saga_pb2.ListAuditRequest, k1s0.system.saga.v1.saga_pb2.ListAuditResponse]') -> None:
+        pass
+
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
             '/k1s0.system.saga.v1.SagaService/StartSaga': grpclib.const.Handler(
@@ -106,6 +110,12 @@ class SagaServiceBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 k1s0.system.saga.v1.saga_pb2.GetWorkflowRequest,
                 k1s0.system.saga.v1.saga_pb2.GetWorkflowResponse,
+            ),
+            '/k1s0.system.saga.v1.SagaService/ListAudit': grpclib.const.Handler(
+                self.ListAudit,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                k1s0.system.saga.v1.saga_pb2.ListAuditRequest,
+                k1s0.system.saga.v1.saga_pb2.ListAuditResponse,
             ),
         }
 
@@ -166,4 +176,10 @@ class SagaServiceStub:
             '/k1s0.system.saga.v1.SagaService/GetWorkflow',
             k1s0.system.saga.v1.saga_pb2.GetWorkflowRequest,
             k1s0.system.saga.v1.saga_pb2.GetWorkflowResponse,
+        )
+        self.ListAudit = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/k1s0.system.saga.v1.SagaService/ListAudit',
+            k1s0.system.saga.v1.saga_pb2.ListAuditRequest,
+            k1s0.system.saga.v1.saga_pb2.ListAuditResponse,
         )

@@ -243,3 +243,65 @@ class GetWorkflowResponse(_message.Message):
     workflow: WorkflowSummary
     definition: bytes
     def __init__(self, workflow: _Optional[_Union[WorkflowSummary, _Mapping]] = ..., definition: _Optional[bytes] = ...) -> None: ...
+
+class ListAuditRequest(_message.Message):
+    __slots__ = ("page_size", "saga_id", "principal", "action", "created_after", "created_before", "cursor")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SAGA_ID_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AFTER_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    saga_id: str
+    principal: str
+    action: str
+    created_after: _types_pb2.Timestamp
+    created_before: _types_pb2.Timestamp
+    cursor: str
+    def __init__(self, page_size: _Optional[int] = ..., saga_id: _Optional[str] = ..., principal: _Optional[str] = ..., action: _Optional[str] = ..., created_after: _Optional[_Union[_types_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[_types_pb2.Timestamp, _Mapping]] = ..., cursor: _Optional[str] = ...) -> None: ...
+
+class ListAuditResponse(_message.Message):
+    __slots__ = ("entries", "next_cursor")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CURSOR_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[AuditEntryProto]
+    next_cursor: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntryProto, _Mapping]]] = ..., next_cursor: _Optional[str] = ...) -> None: ...
+
+class AuditEntryProto(_message.Message):
+    __slots__ = ("id", "created_at", "action", "outcome", "principal", "roles", "door", "address", "request_id", "saga_id", "workflow_name", "workflow_version", "step_name", "reason", "before", "after")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    DOOR_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SAGA_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_NAME_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    created_at: _types_pb2.Timestamp
+    action: str
+    outcome: str
+    principal: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    door: str
+    address: str
+    request_id: str
+    saga_id: str
+    workflow_name: str
+    workflow_version: int
+    step_name: str
+    reason: str
+    before: bytes
+    after: bytes
+    def __init__(self, id: _Optional[str] = ..., created_at: _Optional[_Union[_types_pb2.Timestamp, _Mapping]] = ..., action: _Optional[str] = ..., outcome: _Optional[str] = ..., principal: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., door: _Optional[str] = ..., address: _Optional[str] = ..., request_id: _Optional[str] = ..., saga_id: _Optional[str] = ..., workflow_name: _Optional[str] = ..., workflow_version: _Optional[int] = ..., step_name: _Optional[str] = ..., reason: _Optional[str] = ..., before: _Optional[bytes] = ..., after: _Optional[bytes] = ...) -> None: ...

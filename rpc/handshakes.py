@@ -1,0 +1,120 @@
+"""TLS in front of the gRPC door: the handshake of each new connection, with the context of its time, within bounds of
+time and number.
+
+`loop.create_server(ssl=...)` has one context for as long as it listens and any number of handshakes; so the listener
+takes plain connections, and each is made a TLS one here. Asyncio-flavoured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from typing import cast
+
+from bridge import running_loop
+
+log = logging.getLogger("saga.rpc.server")
+
+HANDSHAKE_SECS = 10.0
+"""How long a client may take. A guess: a few round trips over the worst of lines."""
+
+MOST_HANDSHAKES = 256
+"""A guess: far more than a burst of honest clients has at a time, far fewer than the files a process may have open."""
+
+GOODBYE_SECS = 2.0
+"""How long a connection that we close waits for the peer's half of TLS's goodbye. A guess."""
+
+Context = Callable[[], ssl.SSLContext]
+
+
+class Handshakes:
+    """Whoever comes when there are `MOST_HANDSHAKES` gets the place of the one that has been at it longest. An honest
+    client is done within some round trips, so those that only hold places lose them to each other."""
+
+    def __init__(self, context: Context) -> None:
+        """`context` is asked for each new connection."""
+        self._context = context
+        self._under_way: dict[asyncio.Task[None], None] = {}
+        self._closed = False
+
+    def before(self, make: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
+        """A protocol for a plain connection; when it has shaken hands, the connection is that of a protocol that is
+        made then."""
+        return _Arrival(self, make)
+
+    def begin(self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol]) -> None:
+        """A connection has come."""
+        if self._closed:
+            transport.abort()
+            return
+        if len(self._under_way) >= MOST_HANDSHAKES:
+            oldest = next(iter(self._under_way))
+            del self._under_way[oldest]
+            oldest.cancel()
+        task = running_loop().create_task(self._shake(transport, make))
+        self._under_way[task] = None
+        task.add_done_callback(lambda done: self._under_way.pop(done, None))
+
+    async def _shake(self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol]) -> None:
+        held = _Held()
+        try:
+            encrypted = await running_loop().start_tls(
+                transport,
+                held,
+                self._context(),
+                server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_SECS,
+                ssl_shutdown_timeout=GOODBYE_SECS,
+            )
+        except OSError as error:  # TLS's own, those of the connection, and its time being up
+            log.info("tls_handshake_failed error=%s", error)
+            transport.abort()
+        except BaseException:
+            transport.abort()
+            raise
+        else:
+            held.hand_over(cast(asyncio.Transport, encrypted), make())
+
+    def cut(self) -> None:
+        """Ends those under way: the server stops."""
+        self._closed = True
+        for task in list(self._under_way):
+            task.cancel()
+
+
+class _Arrival(asyncio.Protocol):
+    """The protocol of a plain connection until its handshake begins, which it does at once."""
+
+    def __init__(self, handshakes: Handshakes, make: Callable[[], asyncio.Protocol]) -> None:
+        self._handshakes = handshakes
+        self._make = make
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        plain = cast(asyncio.Transport, transport)
+        plain.pause_reading()  # what comes before the handshake has begun would be lost here
+        self._handshakes.begin(plain, self._make)
+
+
+class _Held(asyncio.Protocol):
+    """Keeps what comes between the end of the handshake and the turn of the task that waits for it."""
+
+    def __init__(self) -> None:
+        self._received: list[bytes] = []
+        self._ended = False
+
+    def data_received(self, data: bytes) -> None:
+        self._received.append(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+
+    def hand_over(self, transport: asyncio.Transport, protocol: asyncio.Protocol) -> None:
+        """The connection is `protocol`'s from here on."""
+        if self._ended:
+            return
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        for data in self._received:
+            protocol.data_received(data)

@@ -1,0 +1,103 @@
+"""The audit log as clients see it: pages of it, and the entries of what was denied at a door.
+
+What changes something is entered by the store, with the change (`saga.ports.Store`); nothing here does that.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import trio
+
+from saga.audit import AuditAction, AuditEntry, AuditFilter, AuditOutcome, NewAuditEntry, Requester
+from saga.denials import Denials
+from saga.errors import Detail, RowRejected, Unavailable, refused
+from saga.ports import Store
+from saga.saga_id import canonical_saga_id
+
+MAX_PAGE_SIZE = 200
+DEFAULT_PAGE_SIZE = 50
+MAX_PRINCIPAL = 255
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_CURSOR = re.compile(r"([0-9]{1,17})_([0-9]{1,18})")
+
+log = logging.getLogger("saga.audit")
+
+
+class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of entries, newest first. `next_cursor` leads to older ones; None: there are none."""
+
+    entries: tuple[AuditEntry, ...]
+    page_size: int
+    next_cursor: str | None
+
+
+class AuditTrail:
+    """All methods but `note_denied` raise `Unavailable` when the store cannot be reached."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._denials = Denials()
+
+    async def entries(
+        self, where: AuditFilter, *, page_size: int = DEFAULT_PAGE_SIZE, cursor: str | None = None
+    ) -> AuditPage:
+        """A page, newest first. `Invalid`: a size, an id or a cursor that cannot be."""
+        details: list[Detail] = []
+        if not 1 <= page_size <= MAX_PAGE_SIZE:
+            details.append(
+                Detail(field="page_size", reason="out_of_range", message=f"expected int from 1 to {MAX_PAGE_SIZE}")
+            )
+        if where.saga_id is not None:
+            saga_id = canonical_saga_id(where.saga_id)
+            if saga_id is None:
+                details.append(Detail(field="saga_id", reason="malformed", message="expected the id of a saga"))
+            where = msgspec.structs.replace(where, saga_id=saga_id)
+        if where.principal is not None and not (1 <= len(where.principal) <= MAX_PRINCIPAL):
+            message = f"expected 1 to {MAX_PRINCIPAL} characters"
+            details.append(Detail(field="principal", reason="length", message=message))
+        elif where.principal is not None and not where.principal.isprintable():
+            details.append(Detail(field="principal", reason="characters", message="expected printable characters"))
+        after = _decode_cursor(cursor) if cursor is not None else None
+        if cursor is not None and after is None:
+            details.append(Detail(field="cursor", reason="malformed", message="not a cursor of this API"))
+        if details:
+            raise refused(details)
+        found = await self._store.list_audit(where, limit=page_size, after=after)
+        return AuditPage(
+            entries=found.entries,
+            page_size=page_size,
+            next_cursor=_encode_cursor(found.next_cursor) if found.next_cursor else None,
+        )
+
+    async def note_denied(self, asked_by: Requester, action: AuditAction, saga_id: str | None = None) -> None:
+        """Enters that `asked_by` lacked the permission, unless that principal has left too many such entries of late.
+        Without the store it is only in the log: the request stays denied. `saga_id`: as the request names it."""
+        left_out = self._denials.admit(asked_by.principal, trio.current_time())
+        if left_out is None:
+            return
+        entry = NewAuditEntry(
+            action=action,
+            asked_by=asked_by,
+            outcome=AuditOutcome.DENIED,
+            saga_id=None if saga_id is None else canonical_saga_id(saga_id),
+            after={"left_out": left_out} if left_out else None,
+        )
+        try:
+            await self._store.add_audit_entry(entry)
+        except (Unavailable, RowRejected) as error:
+            log.warning("denial_not_entered action=%s principal=%s error=%s", action, asked_by.principal, error)
+
+
+def _encode_cursor(key: tuple[datetime, int]) -> str:
+    return f"{(key[0] - _EPOCH) // _MICROSECOND}_{key[1]}"
+
+
+def _decode_cursor(cursor: str) -> tuple[datetime, int] | None:
+    match = _CURSOR.fullmatch(cursor)
+    return None if match is None else (_EPOCH + int(match[1]) * _MICROSECOND, int(match[2]))

@@ -1,0 +1,114 @@
+"""Fields of payloads that are not to be shown, against a plain recursive reading of the same rules."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saga.payload_mask import MASK, NOTHING, PayloadMask
+
+KEYS = st.sampled_from(["a", "b", "c", "card", ""])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["", "secret", "4111"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=20,
+)
+NAMES = st.sampled_from(["a", "b", "c", "card"])
+FIELDS = st.lists(st.lists(NAMES, min_size=1, max_size=3).map(".".join), max_size=4)
+
+
+def plainly(value: Any, fields: list[str], way: tuple[str, ...] = ()) -> Any:
+    """What the module says of itself, word by word."""
+    if isinstance(value, list):
+        return [plainly(inner, fields, way) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    shown = {}
+    for key, inner in value.items():
+        here = (*way, key)
+        hidden = any(field == key if "." not in field else tuple(field.split(".")) == here for field in fields)
+        shown[key] = MASK if hidden else plainly(inner, fields, here)
+    return shown
+
+
+@given(VALUES, FIELDS)
+def test_a_value_is_shown_as_the_rules_say_and_stays_what_it_was(value: Any, fields: list[str]) -> None:
+    before = copy.deepcopy(value)
+    mask = PayloadMask(fields)
+    shown = mask.value(value)
+    assert shown == plainly(value, fields)
+    assert value == before
+    assert mask.value(shown) == shown
+    assert msgspec.json.decode(mask.json(msgspec.json.encode(value).decode())) == shown
+
+
+@given(VALUES, NAMES)
+def test_a_key_is_shown_nowhere(value: Any, name: str) -> None:
+    def found(shown: Any) -> list[Any]:
+        if isinstance(shown, list):
+            return [one for inner in shown for one in found(inner)]
+        if isinstance(shown, dict):
+            return [one for key, inner in shown.items() for one in ([inner] if key == name else found(inner))]
+        return []
+
+    assert all(one == MASK for one in found(PayloadMask([name]).value(value)))
+
+
+def test_a_path_goes_through_lists_and_a_key_through_everything() -> None:
+    payload = {
+        "customer": {"cards": [{"number": 1, "name": "x"}, [{"number": 2}]], "number": 3},
+        "number": 4,
+        "notes": [{"iban": "DE1", "deep": {"iban": None}}],
+    }
+    assert PayloadMask(["customer.cards.number", "iban"]).value(payload) == {
+        "customer": {"cards": [{"number": MASK, "name": "x"}, [{"number": MASK}]], "number": 3},
+        "number": 4,
+        "notes": [{"iban": MASK, "deep": {"iban": MASK}}],
+    }
+
+
+def test_without_fields_nothing_is_copied() -> None:
+    payload = {"a": [1]}
+    assert PayloadMask().value(payload) is payload
+    assert NOTHING.json(text := '{"a": 1}') is text
+    assert NOTHING.text(text) is text
+    assert not NOTHING
+    assert PayloadMask(["a"])
+
+
+def test_an_answer_may_be_nested_deeper_than_a_call_may_be() -> None:
+    deep: Any = {"card": 1}
+    for _ in range(50_000):
+        deep = {"a": [deep]}
+    shown = PayloadMask(["card"]).value(deep)
+    for _ in range(50_000):
+        (shown,) = shown["a"]
+    assert shown == {"card": MASK}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('{"card": "41 11", "a": 1}', '{"card": ***, "a": 1}'),
+        ('{"card":4111}', '{"card":***}'),
+        ("{'card': 'it\\'s', 'b': 2}", "{'card': ***, 'b': 2}"),
+        ('"{\\"card\\": 4111}"', '"{\\"card\\": ***}"'),
+        ("refused: card=4111, amount=5", "refused: card=***, amount=5"),
+        ("card: 4111", "card: ***"),
+        ("postcard=blue discard: x cards=3", "postcard=blue discard: x cards=3"),
+        ("no card was given", "no card was given"),
+        ('card="never ends', "card=*** ends"),
+        ("house number=12", "house number=***"),
+    ],
+)
+def test_in_text_what_stands_behind_a_name_is_hidden(text: str, shown: str) -> None:
+    assert PayloadMask(["card", "address.number"]).text(text) == shown
+
+
+def test_a_name_with_signs_in_it_is_a_name() -> None:
+    assert PayloadMask(["a#b", "c d", "e(f"]).text("a#b=1 e(f: 2") == "a#b=*** e(f: ***"

@@ -1,0 +1,263 @@
+"""The REST door and its guard: who is let in to which operation, and what the others are told (spec sections 4, 9)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import httpx
+import pytest
+import trio
+from quart_trio import QuartTrio
+
+from saga.access import Permission
+from saga.authentication import OpenAccess
+from saga.drain import Drain
+from saga.ports import SagaFilter
+from server import jwks
+from server.tokens import LEEWAY_SECS
+from tests.support.bad_tokens import DENIED, INVALID, MISSING, bad_tokens
+from tests.support.issuer import Issuer, issuer, token, token_of
+from tests.support.orchestrator import HANGS, ORDER
+from tests.support.verifier import verifier
+from tests.web.conftest import Site, open_site
+from web.api import Api, Operation
+from web.app import DOCUMENTS, create_app
+from web.pages import PAGES
+from web.sign_in import SIGN_IN
+
+ASKS = {
+    "startSaga": "write sagas",
+    "listSagas": "read sagas",
+    "getSaga": "read sagas",
+    "cancelSaga": "write sagas",
+    "compensateSaga": "write sagas",
+    "retryCompensation": "write sagas",
+    "registerWorkflow": "write workflows",
+    "listWorkflows": "read workflows",
+    "getWorkflow": "read workflows",
+    "listAudit": "read audit",
+    "healthz": "open",
+    "readyz": "open",
+}
+"""Spec section 9, by operation; one that is not here fails a test."""
+
+READS = {"open", "read sagas", "read workflows", "read audit"}
+MAY = {
+    "sys_auditor": READS,
+    "sys_operator": READS | {"write sagas", "write workflows"},
+    "sys_admin": READS | {"write sagas", "write workflows"},
+}
+
+OPEN_ROUTES = {"healthz", "readyz", "openapi_json", "metrics", "static", "sign_in_page", "sign_in", "sign_out"}
+
+BODIES: dict[str, Any] = {"startSaga": {"workflow_name": "order"}, "registerWorkflow": {"workflow_yaml": ORDER}}
+NO_SAGA = "00000000-0000-4000-8000-000000000000"
+
+
+def operations() -> tuple[Operation, ...]:
+    return Api(cast(Any, None), Drain(), cast(Any, None)).operations
+
+
+def guarded() -> list[Operation]:
+    return [operation for operation in operations() if operation.permission is not Permission.OPEN]
+
+
+@pytest.fixture(name="idp", scope="module")
+def _idp() -> Iterator[Issuer]:
+    with issuer() as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def guarded_site(idp: Issuer) -> AsyncIterator[Site]:
+    async with verifier(idp) as access, open_site(authenticator=access) as site:
+        yield site
+
+
+async def ask(site: Site, operation: Operation, authorization: str | list[str] | None) -> httpx.Response:
+    values = [authorization] if isinstance(authorization, str) else authorization or []
+    return await site.client.request(
+        operation.method,
+        operation.path.replace("{saga_id}", NO_SAGA).replace("{name}", "order"),
+        json=BODIES.get(operation.name),
+        headers=[("Authorization", value) for value in values],
+    )
+
+
+def code(answer: httpx.Response) -> str:
+    told: str = answer.json()["error"]["code"]
+    return told
+
+
+def test_every_operation_asks_what_the_specification_says() -> None:
+    assert {operation.name: operation.permission.value for operation in operations()} == ASKS
+
+
+def bare_app() -> QuartTrio:
+    service = cast(Any, type("Service", (), {"max_payload_bytes": 1}))
+    return create_app(service, authenticator=OpenAccess(), drain=Drain(), version="1")
+
+
+def test_every_route_says_what_it_asks_and_no_more_are_open_than_there_should_be() -> None:
+    declared = {operation.name: operation.permission for operation in operations()}
+    declared |= {**DOCUMENTS, **PAGES, **SIGN_IN}
+    assert {rule.endpoint for rule in bare_app().url_map.iter_rules()} == set(declared)
+    assert {name for name, permission in declared.items() if permission is Permission.OPEN} == OPEN_ROUTES
+
+
+async def test_a_route_nobody_declared_anything_about_is_refused_even_without_access_control() -> None:
+    app = bare_app()
+
+    async def forgotten() -> str:
+        raise AssertionError("it is served")
+
+    app.add_url_rule("/forgotten", view_func=forgotten)
+    answer = await app.test_client().get("/forgotten")
+    assert answer.status_code == 403
+
+
+async def test_every_bad_token_is_refused_at_every_operation_with_its_code(idp: Issuer) -> None:
+    wrong: dict[str, Any] = {}
+    async with guarded_site(idp) as site:
+        table = bad_tokens()
+        for name, (authorization, expected) in table.items():
+            for operation in guarded():
+                answer = await ask(site, operation, authorization)
+                challenge = answer.headers.get("WWW-Authenticate", "")
+                right = (
+                    answer.status_code == (403 if expected == DENIED else 401)
+                    and code(answer) == expected
+                    and challenge.startswith('Bearer realm="saga"')
+                    and ("error=" in challenge) == (expected != MISSING)
+                )
+                if not right:
+                    wrong[f"{operation.name}: {name}"] = (answer.status_code, answer.text, challenge)
+        assert wrong == {}
+        assert len(table) >= 40
+        # None of them has done anything.
+        found = await site.house.service.list_sagas(SagaFilter())
+        assert found.total_count == 0
+        (workflow,) = await site.house.service.workflows()
+        assert workflow.version == 1
+
+
+@pytest.mark.parametrize("role", sorted(MAY))
+async def test_each_role_may_do_exactly_what_the_matrix_says(idp: Issuer, role: str) -> None:
+    async with guarded_site(idp) as site:
+        good = f"Bearer {token_of(role)}"
+        told = {operation.name: await ask(site, operation, good) for operation in operations()}
+    allowed = {name for name, answer in told.items() if answer.status_code not in (401, 403)}
+    assert allowed == {name for name, asks in ASKS.items() if asks in MAY[role]}
+    assert {code(answer) for name, answer in told.items() if name not in allowed} <= {DENIED}
+    assert told["listSagas"].status_code == told["getWorkflow"].status_code == 200
+    assert told["startSaga"].status_code == (201 if "write sagas" in MAY[role] else 403)
+    assert told["getSaga"].status_code == 404
+
+
+async def test_what_is_open_is_open_to_all_and_even_to_a_bad_token(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/static/style.css", "/sign-in"):
+            for headers in ({}, {"Authorization": "Bearer garbage"}):
+                assert (await site.client.get(path, headers=headers)).status_code == 200, path
+
+
+async def test_routes_and_methods_that_do_not_exist_below_the_api_ask_for_a_token_first(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        good = {"Authorization": f"Bearer {token()}"}
+        for method, path, status in (("GET", "/api/v1/nope", 404), ("DELETE", "/api/v1/sagas", 405)):
+            assert code(await site.client.request(method, path)) == MISSING
+            assert (await site.client.request(method, path, headers=good)).status_code == status
+        assert (await site.client.get("/nope")).status_code == 404
+
+
+async def test_a_path_written_another_way_leads_past_no_guard(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        for path in (
+            "//api/v1/sagas",
+            "/api//v1/sagas",
+            "/API/v1/sagas",
+            "/%61pi/v1/sagas",
+            "/api%2Fv1%2Fsagas",
+            "/./api/v1/sagas",
+            "/static/../api/v1/sagas",
+            "/healthz/../api/v1/sagas",
+            "/api/v1/sagas/",
+            "/api/v1/sagas;x",
+        ):
+            request = site.client.build_request("GET", "/")
+            request.url = request.url.copy_with(raw_path=path.encode())
+            answer = await site.client.send(request)
+            assert answer.status_code in (401, 404), path
+
+
+async def test_bytes_that_are_no_text_are_an_invalid_token(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        answer = await site.client.get("/api/v1/sagas", headers={b"Authorization": b"Bearer \xff\xfe.\xfd.\xfc"})
+        assert (answer.status_code, code(answer)) == (401, INVALID)
+
+
+async def test_a_stranger_with_a_big_body_is_told_so_and_the_connection_lives(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        for size in (1_000, 3_000_000):
+            answer = await site.client.post("/api/v1/sagas", content=b"x" * size)
+            assert code(answer) == MISSING
+        assert (await site.client.get("/healthz")).status_code == 200
+
+
+async def test_no_token_that_came_is_ever_told_or_logged(idp: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with guarded_site(idp) as site:
+        (listing,) = [operation for operation in operations() if operation.name == "listSagas"]
+        for bad in (token(aud="shop"), token("rsa2"), token_of(), token(exp=1), "secret-garbage"):
+            answer = await ask(site, listing, f"Bearer {bad}")
+            assert answer.status_code in (401, 403)
+            told = (
+                answer.text
+                + str(answer.headers)
+                + "".join(record.getMessage() for record in caplog.records if not record.name.startswith("httpcore"))
+            )
+            assert not any(part in told for part in bad.split("."))
+    assert "access_refused" in caplog.text
+
+
+async def test_with_the_issuer_away_an_unknown_key_is_503_with_a_time_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jwks, "REFETCH_SECS", 0.0)
+    with issuer() as idp:
+        async with guarded_site(idp) as site:
+            idp.status = 500
+            answer = await site.client.get("/api/v1/sagas", headers={"Authorization": f"Bearer {token('rsa2')}"})
+            assert (answer.status_code, code(answer)) == (503, "SYS_SAGA_UNAVAILABLE")
+            assert answer.headers["Retry-After"]
+            good = await site.client.get("/api/v1/sagas", headers={"Authorization": f"Bearer {token()}"})
+            assert good.status_code == 200
+
+
+async def test_a_long_poll_answers_when_its_token_expires(idp: Issuer) -> None:
+    at = time.time()
+    # By a clock that stands still it is good to be let in, however long this machine takes, and then for half a second.
+    good = {"Authorization": f"Bearer {token(exp=at - LEEWAY_SECS + 0.5)}"}
+    async with verifier(idp, lambda: at) as access, open_site(authenticator=access) as site:
+        site.house.answers["Inventory.Reserve"] = [HANGS]
+        started = await site.client.post("/api/v1/sagas", json={"workflow_name": "order"}, headers=good)
+        with trio.fail_after(30):
+            answer = await site.client.get(
+                f"/api/v1/sagas/{started.json()['saga_id']}?wait_secs=60", headers=good, timeout=60
+            )
+        assert answer.status_code == 200
+        assert answer.json()["saga"]["status"] in {"STARTED", "RUNNING"}
+
+
+async def test_the_document_says_what_each_operation_asks(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        document = (await site.client.get("/openapi.json")).json()
+    (scheme,) = document["components"]["securitySchemes"]
+    for operation in operations():
+        described = document["paths"][operation.path][operation.method.lower()]
+        is_open = operation.permission is Permission.OPEN
+        assert described["security"] == ([] if is_open else [{scheme: []}])
+        assert {"401", "403"}.isdisjoint(described["responses"]) == is_open
