@@ -246,6 +246,10 @@ class PostgresStore:
                 connection = await self._pool.acquire()
                 try:
                     return await say(connection)
+                except asyncio.CancelledError:
+                    # Its release would first wait for the server to give the query up, and a server may hang.
+                    connection.terminate()
+                    raise
                 finally:
                     await self._pool.release(connection)
 

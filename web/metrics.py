@@ -8,14 +8,17 @@ metric means; a test compares the two.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from math import inf
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from saga.meter import Meter
 from saga.model import SagaStatus, StepAction, StepStatus
@@ -37,7 +40,6 @@ Reading = Callable[[], float | Mapping[str, float]]
 """The value now; with labels: the value by the label's value."""
 
 Name = TypeVar("Name", bound=Hashable)
-Wrapped = TypeVar("Wrapped", bound=MetricWrapperBase)
 
 
 class _Bounded(Generic[Name]):
@@ -56,20 +58,78 @@ class _Bounded(Generic[Name]):
         return name
 
 
-class _Series(Generic[Wrapped]):
-    """The series of a metric by the values of its labels. Prometheus's own look-up takes a lock and makes strings,
-    which is more than counting itself costs."""
+class _Count:
+    """One series of a counter."""
 
-    def __init__(self, metric: Wrapped) -> None:
-        self._metric = metric
-        self._series: dict[tuple[str, ...], Wrapped] = {}
+    __slots__ = ("created", "value")
 
-    def __call__(self, *labels: str) -> Wrapped:
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.created = time.time()
+
+    def inc(self, amount: float = 1.0) -> None:
+        self.value += amount
+
+    def tell(self, metric: Metric, labels: dict[str, str]) -> None:
+        metric.add_sample(f"{metric.name}_total", labels, self.value)
+        metric.add_sample(f"{metric.name}_created", labels, self.created)
+
+
+class _Spread:
+    """One series of a histogram."""
+
+    __slots__ = ("bounds", "counts", "created", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+        self.created = time.time()
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def tell(self, metric: Metric, labels: dict[str, str]) -> None:
+        counted = 0
+        for bound, count in zip((*self.bounds, inf), self.counts, strict=True):
+            counted += count
+            le = floatToGoString(bound)  # type: ignore[no-untyped-call]  # the library has no types here
+            metric.add_sample(f"{metric.name}_bucket", {**labels, "le": le}, counted)
+        metric.add_sample(f"{metric.name}_count", labels, counted)
+        metric.add_sample(f"{metric.name}_sum", labels, self.total)
+        metric.add_sample(f"{metric.name}_created", labels, self.created)
+
+
+Series = TypeVar("Series", bound=_Count | _Spread)
+
+
+class _Family(Collector, Generic[Series]):
+    """A metric and its series by the values of their labels.
+
+    In place of the library's own, which take locks to count one thing: a worker counts and is scraped on one thread.
+    What a step pays for its metrics is half of what it was with those, about one part in a hundred of the step.
+    """
+
+    def __init__(self, kind: str, name: str, help_text: str, labels: Sequence[str], make: Callable[[], Series]) -> None:
+        self._kind = kind
+        self._name = name
+        self._help = help_text
+        self._labels = labels
+        self._make = make
+        self._series: dict[tuple[str, ...], Series] = {}
+
+    def __call__(self, *labels: str) -> Series:
         series = self._series.get(labels)
         if series is None:
-            # Without labels a metric is its own series.
-            series = self._series[labels] = self._metric.labels(*labels) if labels else self._metric
+            series = self._series[labels] = self._make()
         return series
+
+    def collect(self) -> Iterator[Metric]:
+        metric = Metric(self._name, self._help, self._kind)
+        for labels, series in self._series.items():
+            series.tell(metric, dict(zip(self._labels, labels, strict=True)))
+        yield metric
 
 
 class PrometheusMeter(Meter):
@@ -245,11 +305,15 @@ class PrometheusMeter(Meter):
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def _counter(self, name: str, help_text: str, *labels: str) -> _Series[Counter]:
-        return _Series(Counter(name, help_text, labels, registry=self.registry))
+    def _counter(self, name: str, help_text: str, *labels: str) -> _Family[_Count]:
+        family = _Family("counter", name, help_text, labels, _Count)
+        self.registry.register(family)
+        return family
 
-    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...], *labels: str) -> _Series[Histogram]:
-        return _Series(Histogram(name, help_text, labels, buckets=buckets, registry=self.registry))
+    def _histogram(self, name: str, help_text: str, bounds: Sequence[float], *labels: str) -> _Family[_Spread]:
+        family = _Family("histogram", name, help_text, labels, partial(_Spread, bounds))
+        self.registry.register(family)
+        return family
 
     def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
         return Gauge(name, help_text, labels, registry=self.registry)

@@ -14,7 +14,7 @@ from hypercorn.config import Config
 from hypercorn.typing import Framework
 from quart_trio import QuartTrio
 
-from web import guarded_h2_protocol, guarded_tcp_server
+from web import guarded_h2_protocol, guarded_h11_protocol, guarded_tcp_server
 from web.handshakes import GuardedConfig
 
 KEEP_ALIVE_SECS = 75.0
@@ -40,6 +40,7 @@ async def serve_rest(
     processes may listen on the same one. `tls`: asked for the context of each new connection; None: cleartext.
     """
     guarded_tcp_server.install()
+    guarded_h11_protocol.install()
     guarded_h2_protocol.install()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port)

@@ -119,3 +119,48 @@ def test_codec_json_and_descriptor_set_say_how_a_participant_is_spoken_to(tmp_pa
             assert described.calls()[0].request == {"orderId": "o-1"}
             assert ended["bare"]["status"] == "FAILED"
             assert "reflection" in ended["bare"]["error_message"]
+
+
+def test_redact_names_what_neither_pages_nor_lines_show_and_the_api_does(tmp_path: Path) -> None:
+    refusal = {"status": "FAILED_PRECONDITION", "message": 'no such account: {"iban": "DE-4711"}'}
+    with participant(flavour="grpclib", script={"*": [refusal]}) as shop:
+        config = {
+            "services": {"shop": shop.settings()},
+            "observability": {"redact": ["iban"], "log": {"level": "debug"}},
+        }
+        with server_process(tmp_path, config) as server:
+            server.start()
+            server.register(ONE_STEP)
+            saga_id = server.start_saga("one", {"order_id": "o-1", "to": [{"iban": "DE-4712"}]})
+            ended = server.ended(saga_id)["saga"]
+            assert "DE-4711" in ended["error_message"]
+            assert ended["payload"]["to"] == [{"iban": "DE-4712"}]
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/sagas/{saga_id}", timeout=10) as answer:
+                page = answer.read().decode()
+            assert "iban" in page
+            assert "no such account" in server.log
+            assert "DE-471" not in page + server.log
+
+
+def test_audit_retention_days_lets_old_entries_of_the_audit_log_go(tmp_path: Path) -> None:
+    with participant(flavour="grpclib") as shop:
+        services = {"shop": shop.settings()}
+        with server_process(tmp_path, {"services": services}) as server:
+            server.start()
+            server.register(ONE_STEP)
+            assert [entry["action"] for entry in audited(server)] == ["REGISTER_WORKFLOW"]
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 0
+        # Removed by the sweep at its start: a millionth of a day is long over.
+        with server_process(tmp_path, {"services": services, "saga": {"audit_retention_days": 0.000001}}) as server:
+            server.start()
+            give_up_at = time.monotonic() + 20
+            while audited(server):
+                assert time.monotonic() < give_up_at
+
+
+def audited(server: ServerProcess) -> list[dict[str, Any]]:
+    status, answer = server.call("GET", "/api/v1/audit?principal=anonymous")
+    assert status == 200
+    found: list[dict[str, Any]] = answer["entries"]
+    return found

@@ -83,7 +83,7 @@ async def open_doors(folder: Path, *, tls: bool) -> AsyncIterator[Doors]:
                 "127.0.0.1",
                 0,
                 shutdown_trigger=stop.wait,
-                grace_secs=5.0,
+                grace_secs=60.0,
                 tls=None if contexts is None else contexts.rest,
             )
         )
@@ -97,6 +97,10 @@ async def open_doors(folder: Path, *, tls: bool) -> AsyncIterator[Doors]:
             tls=None if contexts is None else contexts.grpc,
         ) as front:
             yield Doors(house, rest_port, front.port, made)
-            with trio.fail_after(10):
+            with trio.fail_after(20):
                 await front.drain(1.0)
+        # Whoever has left must not be waited for.
         stop.set()
+        with trio.fail_after(20):
+            while nursery.child_tasks:
+                await trio.lowlevel.checkpoint()

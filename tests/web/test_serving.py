@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import struct
 import time
 from typing import Any
 
@@ -93,6 +94,31 @@ async def test_a_client_that_stops_reading_does_not_hold_the_stop_up(
             site.house.drain.begin()
             with trio.fail_after(5):
                 await site.stopped.wait()
+
+
+async def test_a_client_that_leaves_with_requests_behind_the_one_under_way_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with open_site(grace_secs=20) as site:
+        reached, opened = trio.Event(), trio.Event()
+        workflows = site.house.store.workflows
+
+        async def gated() -> Any:
+            reached.set()
+            with trio.CancelScope(shield=True):
+                await opened.wait()
+            return await workflows()
+
+        monkeypatch.setattr(site.house.store, "workflows", gated)
+        stream = await trio.open_tcp_stream("127.0.0.1", site.port)
+        await stream.send_all(GET * 3)
+        await reached.wait()
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
+        await trio.aclose_forcefully(stream)
+        opened.set()
+        site.house.drain.begin()
+        with trio.fail_after(10):
+            await site.stopped.wait()
 
 
 async def test_a_running_request_finishes_while_the_door_closes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

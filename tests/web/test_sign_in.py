@@ -40,6 +40,9 @@ async def sign_in(site: Site, pasted: str, **more: str) -> httpx.Response:
 
 async def test_a_reader_without_a_token_is_shown_the_way_in_and_led_back_to_the_page(idp: Issuer) -> None:
     async with guarded_site(idp) as site:
+        for path in ("/", "/audit", "/sagas/some-id"):
+            assert (await sign_in(site, token_of("sys_auditor"), next=path)).headers["Location"] == path
+        site.client.cookies.clear()
         asked = await site.client.get("/sagas/some-id?x=1")
         assert asked.status_code == 401
         assert asked.headers["WWW-Authenticate"] == 'Bearer realm="saga"'

@@ -1,0 +1,48 @@
+"""Holds off a defect of hypercorn 0.18: an HTTP/1 connection that is kept for ever for a client that is gone.
+
+While a request is answered that another one came behind, nothing is read; what reads waits for the answer to be sent.
+If the client goes away meanwhile, the answer cannot be sent, nobody says so, and the wait has no end: each such
+connection costs a file until the process stops. Here the end of the connection ends the wait.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import h11
+import hypercorn.protocol
+from hypercorn.events import Closed, Event
+from hypercorn.protocol.h11 import H11Protocol
+
+
+class _Ended:
+    """In the place of the state of a connection that has ended: whoever reads is told so, what is sent is dropped."""
+
+    they_are_waiting_for_100_continue = False
+    our_state = h11.CLOSED
+    their_state = h11.ERROR  # with it hypercorn takes no offence at `send`
+    trailing_data = (b"", True)
+
+    def receive_data(self, data: bytes) -> None:
+        pass
+
+    def next_event(self) -> h11.ConnectionClosed:
+        return h11.ConnectionClosed()
+
+    def send(self, event: object) -> bytes:
+        raise h11.LocalProtocolError("the connection has ended")
+
+
+class GuardedH11Protocol(H11Protocol):
+    """One HTTP/1 connection; when it closes, nobody goes on waiting to read from it."""
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            self.connection = cast(Any, _Ended())
+            await self.can_read.set()
+
+
+def install() -> None:
+    """hypercorn looks the class up in its module for each connection, and offers no other way to set it."""
+    setattr(hypercorn.protocol, "H11Protocol", GuardedH11Protocol)  # noqa: B010  # not exported, so no plain assignment
