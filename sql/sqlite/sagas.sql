@@ -158,7 +158,7 @@ RETURNING id, workflow_name, workflow_version, current_step, status, payload, co
 -- for: what a worker owns, to be held against what it runs. idx_saga_states_owner.
 SELECT id, workflow_name, workflow_version, current_step, status, payload, correlation_id, initiated_by, error_message,
        created_at, updated_at, compensation_failed, cancel_requested, attempt, next_attempt_at, deadline_at,
-       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, owner, epoch, revision
+       outcome_unknown, undo_plan, undo_failed, undo_corrections, traceparent, tracestate, owner, epoch, revision
 FROM saga_states
 WHERE owner = :worker_id AND status IN ('STARTED', 'RUNNING', 'COMPENSATING');
 
