@@ -20,7 +20,7 @@ from saga import transitions
 from saga.audit import IN_PROCESS, AuditAction, NewAuditEntry, Requester
 from saga.audit_trail import AuditTrail
 from saga.catalog import Catalog
-from saga.errors import Conflict, Detail, LeaseLost, NotFound, refused
+from saga.errors import Conflict, Detail, LeaseLost, NotFound, Unavailable, refused
 from saga.json_bounds import encode_within_bounds
 from saga.log_fields import note_saga
 from saga.meter import Meter
@@ -75,10 +75,12 @@ class SagaDetail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegisteredWorkflow(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest version of a workflow; `changed` False: the same definition was registered before."""
+    """The newest version of a workflow; `changed` False: the same definition was registered before.
+    `superseded`: as an earlier version than the newest, and that stays."""
 
     workflow: Workflow
     changed: bool
+    superseded: bool = False
 
 
 class SagaPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +169,9 @@ class SagaService:
         """
         body = self._check(request)
         workflow = await self._catalog.newest(request.workflow_name)
+        if missing := workflow.definition.services.difference(self.known_services):
+            # What cannot be run here is not accepted here.
+            raise Unavailable(f"services that are not configured here: {', '.join(sorted(missing))}")
         digest = None
         if request.idempotency_key is not None:
             digest = _digest(request, body)
@@ -346,14 +351,32 @@ class SagaService:
         self._watchers.publish(record.path, recorded.saga)
         return recorded.saga
 
-    async def register_workflow(self, text: str | bytes, asked_by: Requester = IN_PROCESS) -> RegisteredWorkflow:
-        """Registers a definition, durably. `WorkflowInvalid`: with every error in it."""
+    async def register_workflow(
+        self, text: str | bytes, asked_by: Requester = IN_PROCESS, *, unless_superseded: bool = False
+    ) -> RegisteredWorkflow:
+        """Registers a definition, durably. `unless_superseded`: not one that is an earlier version already, so that a
+        file which is read at each start does not undo what came after it. `WorkflowInvalid`: with every error in it."""
         definition = parse_workflow(text, self.known_services)
+        if unless_superseded and (newest := await self._superseding(definition)) is not None:
+            return RegisteredWorkflow(workflow=newest, changed=False, superseded=True)
         source = text if isinstance(text, str) else text.decode("utf-8")  # what was parsed is UTF-8
         registered = await self._store.register_workflow(definition, source, asked_by)
         workflow = Workflow(definition=definition, version=registered.version)
         self._catalog.note(workflow)
         return RegisteredWorkflow(workflow=workflow, changed=registered.changed)
+
+    async def _superseding(self, definition: WorkflowDefinition) -> Workflow | None:
+        """The newest version, if the definition is an earlier one."""
+        try:
+            newest = await self._catalog.newest(definition.name)
+        except NotFound:
+            return None
+        if newest.definition == definition:
+            return None
+        for version in range(newest.version - 1, 0, -1):
+            if (await self._catalog.version(definition.name, version)).definition == definition:
+                return newest
+        return None
 
     async def workflows(self) -> Sequence[Workflow]:
         """The newest version of each workflow, by name."""

@@ -7,7 +7,7 @@ in memory; the others wait in the store and are claimed, oldest first, as places
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -24,8 +24,9 @@ from saga.workflow import Workflow
 log = logging.getLogger("saga.supervisor")
 
 CRASH_PAUSE_SECS = 30.0
-"""How long a saga that met an error of our own is left alone before it is tried again: long enough not to burn a core
-on a saga that always fails, short enough that a fixed cause is noticed the same minute."""
+"""How long a saga that met an error of our own, or a worker without its services, is left alone before it is tried
+again: long enough not to burn a core on a saga that always fails, short enough that a fixed cause is noticed the same
+minute."""
 
 POLL_SECS = 1.0
 """How often the store is asked for due and orphaned sagas when nothing says there are any. Sagas become due and leases
@@ -63,10 +64,19 @@ class Place:
 class Supervisor:
     """Runs this worker's sagas. `run` is its one background task; the other methods are called by the service."""
 
-    def __init__(self, engine: Engine, catalog: Catalog, worker_id: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        catalog: Catalog,
+        worker_id: str,
+        limits: Limits,
+        services: Collection[str] | None = None,
+    ) -> None:
+        """`services`: the participants that can be called from here; None: all that a workflow names."""
         self._engine = engine
         self._catalog = catalog
         self._limits = limits
+        self._services = services
         self._name = worker_id
         self._lives = 1
         self.worker_id = worker_id
@@ -359,6 +369,9 @@ class Supervisor:
                     raise
                 except SagaError as error:
                     await self._put_aside(one.saga, error)
+                    continue
+                if self._services is not None and (missing := workflow.definition.services.difference(self._services)):
+                    await self._leave_to_others(one.saga, missing)
                 else:
                     self._start(one, workflow, told_within_secs=trio.current_time() - asked_at)
         finally:
@@ -380,6 +393,15 @@ class Supervisor:
                 await self._engine.store.release(saga, interrupted=False)
             except Unavailable:
                 self._doubt()
+
+    async def _leave_to_others(self, saga: Saga, missing: Collection[str]) -> None:
+        """A lack of this worker's configuration must not fail a saga, least of all its undo: others may have the
+        service, or this one will once it is started with it."""
+        log.error("service_not_configured saga_id=%s services=%s", saga.saga_id, ",".join(sorted(missing)))
+        try:
+            await self._engine.store.release(saga, interrupted=False, retry_in_secs=CRASH_PAUSE_SECS)
+        except Unavailable:
+            self._doubt()
 
     def _unreserve(self, places: int) -> None:
         self._reserved -= places

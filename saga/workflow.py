@@ -133,6 +133,11 @@ class WorkflowDefinition(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...]
     timeout_secs: float | None = None
 
+    @property
+    def services(self) -> frozenset[str]:
+        """All participants it calls, to act or to undo."""
+        return frozenset(step.service for step in self.steps)
+
 
 class Workflow(msgspec.Struct, frozen=True, kw_only=True):
     """A definition under the version it was registered as; versions count from 1."""

@@ -36,7 +36,7 @@ from saga.payload_mask import PayloadMask
 from saga.readiness import OK, Readiness
 from saga.retention import AuditRetention, Retention
 from saga.runner import STORE_PAUSE_SECS, Engine
-from saga.service import SagaService
+from saga.service import RegisteredWorkflow, SagaService
 from saga.supervisor import Limits, Supervisor
 from saga.tracing import Tracer
 from saga.watchers import Watchers
@@ -244,6 +244,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             lease_secs=config.saga.lease_secs,
             shutdown_grace_secs=config.saga.shutdown_grace_secs,
         ),
+        services=config.services,
     )
     service = SagaService(
         store,
@@ -508,7 +509,11 @@ async def load_workflows(service: SagaService, folder: Path) -> Loaded:
                 )
                 rejected.append(file)
                 continue
-            await _registered(service, text)
+            registered = await _registered(service, text)
+            if registered.superseded:
+                log.warning("workflow_superseded file=%s name=%s version=%d", file, name, registered.workflow.version)
+            elif registered.changed:
+                log.info("workflow_registered file=%s name=%s version=%d", file, name, registered.workflow.version)
         except WorkflowInvalid as invalid:
             for detail in invalid.details:
                 log.error("workflow_rejected problem=%s", format_detail(file, detail))
@@ -522,13 +527,12 @@ async def load_workflows(service: SagaService, folder: Path) -> Loaded:
     return Loaded(len(seen), tuple(rejected))
 
 
-async def _registered(service: SagaService, text: bytes) -> None:
-    """Registers a definition; waits for a store that is away, as the rest of the start does."""
+async def _registered(service: SagaService, text: bytes) -> RegisteredWorkflow:
+    """Registers a file's definition; waits for a store that is away, as the rest of the start does."""
     pause_secs, longest = STORE_PAUSE_SECS
     while True:
         try:
-            await service.register_workflow(text)
-            return
+            return await service.register_workflow(text, unless_superseded=True)
         except Unavailable as error:
             log.warning("store_unavailable error=%s", error)
         await trio.sleep(pause_secs)

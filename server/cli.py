@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     migrate = commands.add_parser("migrate", help="bring the database's schema up or down, or show where it stands")
     migrate.add_argument("direction", choices=["up", "down", "status"])
     migrate.add_argument("--to", type=int, metavar="N", help="down: stop when migration N is the newest applied")
+    migrate.add_argument("--yes", action="store_true", help="down: yes, with all data in what is taken back")
     migrate.add_argument("--json", action="store_true", help="status: print JSON")
     _add_config(migrate)
     migrate.set_defaults(command=_migrate)
@@ -131,6 +132,8 @@ def _migrate(arguments: argparse.Namespace) -> int:
 
     if arguments.to is not None and arguments.direction != "down":
         return _fail("--to goes with `migrate down`")
+    if arguments.direction == "down" and not arguments.yes:
+        return _fail("`migrate down` deletes what is stored in the tables and columns it takes back; add --yes")
     try:
         rows = migrate(load_config(arguments.config, os.environ), arguments.direction, arguments.to)
     except (ConfigInvalid, CannotStart) as error:

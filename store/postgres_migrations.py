@@ -36,8 +36,13 @@ async def migrate_up(connection: Connection) -> list[int]:
 
 
 async def migrate_down(connection: Connection, to: int | None = None) -> list[int]:
-    """Takes back one migration, or all above version `to`; returns the numbers, in order."""
+    """Takes back one migration, or all above version `to`; returns the numbers, in order. `MigrationError`: workers
+    run on the database."""
     await connection.execute(_QUERIES["lock_migrations"].text)
+    if await connection.fetchval(_QUERIES["workers_exist"].text):
+        workers = await connection.fetchval(_QUERIES["count_live_workers"].text)
+        if workers:
+            raise MigrationError(f"{workers} worker(s) run on this database: stop them first")
     steps = pending_down(migrations(Dialect.POSTGRES), await _applied(connection), to)
     for step in steps:
         async with connection.transaction():

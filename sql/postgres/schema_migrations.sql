@@ -27,6 +27,16 @@ SELECT to_regclass('saga.schema_migrations') IS NOT NULL;
 -- for: comparing what was applied with the files at hand.
 SELECT version, name, checksum, applied_at FROM saga.schema_migrations ORDER BY version;
 
+-- name: workers_exist
+-- for: count_live_workers, where migrations have not come that far.
+-- only here: an embedded database is locked by the process that has it.
+SELECT to_regclass('saga.workers') IS NOT NULL;
+
+-- name: count_live_workers
+-- for: taking nothing back under workers that run on it.
+-- only here: an embedded database is locked by the process that has it.
+SELECT count(*) FROM saga.workers WHERE lease_until >= clock_timestamp();
+
 -- name: add_migration
 -- for: noting one that was applied, in its transaction.
 INSERT INTO saga.schema_migrations (version, name, checksum) VALUES (:version, :name, :checksum);

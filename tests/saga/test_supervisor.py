@@ -968,3 +968,34 @@ async def test_a_crash_before_or_after_any_write_calls_each_key_with_one_effect(
                     "a COMPENSATE SUCCESS x1",
                 ]
                 assert set(world.effects.values()) == {1}
+
+
+# --- workers with other participants ---------------------------------------------------------------------------------
+
+
+async def test_a_worker_leaves_a_saga_whose_services_it_lacks_to_those_that_have_them(
+    autojump_clock: MockClock,
+) -> None:
+    world = World()
+    async with memory_store(world, ONE_STEP) as store:
+        made = await store.port.create(
+            NewSaga(saga_id=saga_id(1), workflow_name="order", workflow_version=1, payload={})
+        )
+        async with Worker(store.port, world, name="w1", services=("other",)).at_work():
+            await trio.sleep(5)
+            assert world.seen == []
+            async with Worker(store.port, world, name="w2").at_work() as able:
+                ended = await able.end_of(made.saga.saga_id)
+    assert (ended.status, ended.outcome_unknown) == (SagaStatus.COMPLETED, False)
+    assert len(world.seen) == 1
+
+
+async def test_a_worker_does_not_accept_a_saga_whose_services_it_lacks(autojump_clock: MockClock) -> None:
+    world = World()
+    async with (
+        memory_store(world, ONE_STEP) as store,
+        Worker(store.port, world, services=("other",)).at_work() as worker,
+    ):
+        with pytest.raises(Unavailable, match="not configured here: svc"):
+            await worker.service.start(StartSaga(workflow_name="order"))
+        assert not any((await worker.service.count_open()).values())

@@ -187,6 +187,28 @@ async def test_workflow_files_wait_for_a_store_that_is_away(
         assert [workflow.definition.name for workflow in await worker.service.workflows()] == ["good"]
 
 
+async def test_a_file_that_was_superseded_through_the_api_does_not_come_back(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "trip.yaml"
+    first = WORKFLOW.format(name="trip").replace("shop", "svc")
+    file.write_text(first)
+    world = World()
+    async with memory_store(world) as store, Worker(store.port, world).at_work() as worker:
+        service = worker.service
+        await load_workflows(service, tmp_path)
+        await service.register_workflow(first + "timeout_secs: 5\n")
+        assert await load_workflows(service, tmp_path) == (1, ())
+        newest = await service.workflow("trip")
+        assert (newest.version, newest.definition.timeout_secs) == (2, 5)
+        assert "workflow_superseded" in caplog.text
+        # A file that says something new does count, and whoever asks for an old definition gets it.
+        file.write_text(first + "timeout_secs: 7\n")
+        await load_workflows(service, tmp_path)
+        assert (await service.workflow("trip")).version == 3
+        assert (await service.register_workflow(first)).workflow.version == 4
+
+
 def test_definitions_registered_through_the_api_survive_a_restart(tmp_path: Path) -> None:
     with server_process(tmp_path, {"services": SERVICES}) as server:
         server.start()
@@ -296,10 +318,26 @@ def test_migrate_goes_up_and_down_and_says_where_it_stands(
         if kind == "postgres":
             monkeypatch.setenv("DATABASE_URL", dsn)
         assert all(_migrate(config, capsys, "up"))
-        assert _migrate(config, capsys, "down")[-1] is False
-        assert not any(_migrate(config, capsys, "down", "--to", "0"))
+        assert _migrate(config, capsys, "down", "--yes")[-1] is False
+        assert not any(_migrate(config, capsys, "down", "--yes", "--to", "0"))
         assert all(_migrate(config, capsys, "up"))
     assert main(["migrate", "up", "--to", "1", "--config", str(config)]) == 1
+
+
+def test_migrate_takes_nothing_back_without_a_yes_or_under_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", postgres_dsn)
+    config = tmp_path / "config.yaml"
+    config.write_text("{}")
+    assert main(["migrate", "down", "--config", str(config)]) == 1
+    assert "--yes" in capsys.readouterr().err
+    with server_process(tmp_path, {}, env={"DATABASE_URL": postgres_dsn}) as server:
+        server.start()
+        assert main(["migrate", "down", "--yes", "--config", str(config)]) == 1
+        assert "1 worker(s) run on this database: stop them first" in capsys.readouterr().err
+        assert server.call("GET", "/readyz")[0] == 200
+    assert all(_migrate(config, capsys, "up"))
 
 
 def test_migrate_says_that_the_database_is_away(

@@ -12,7 +12,7 @@ step is done at once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -269,6 +269,7 @@ class Worker:
         limits: Limits | None = None,
         park_after_secs: float = 30.0,
         max_payload_bytes: int = 10_000,
+        services: Collection[str] = ("svc",),
     ) -> None:
         self.store = store
         self.world = world
@@ -284,14 +285,14 @@ class Worker:
             draw=lambda: 0.0,
             park_after_secs=park_after_secs,
         )
-        self.supervisor = Supervisor(self.engine, self.catalog, name, limits or Limits())
+        self.supervisor = Supervisor(self.engine, self.catalog, name, limits or Limits(), services)
         self.service = SagaService(
             store,
             self.supervisor,
             self.catalog,
             self.watchers,
             world.clock,
-            services={"svc"},
+            services=services,
             max_payload_bytes=max_payload_bytes,
             meter=self.meter,
         )
