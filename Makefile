@@ -25,7 +25,7 @@ help:
 	@echo "make bench    measure, and print a table (ARGS=--safety: several workers, events, recovery)"
 	@echo "make simulate SAGAS=20000 SEED=0"
 	@echo "              run that many sagas amid simulated crashes, lost replies and lost leases (docs/simulation.md)"
-	@echo "make chaos    kill workers and Postgres under load for MINUTES=1 and check that nothing is lost"
+	@echo "make chaos    workers, Postgres and broker in trouble under load for MINUTES=1; check that nothing is lost"
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python -m demo $(ARGS)

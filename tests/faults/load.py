@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -19,15 +19,19 @@ from typing import Any
 from tests.support.server_process import ServerProcess
 
 PATIENCE_SECS = 60.0
+NOTHING: Mapping[str, Any] = {}
 
 
 class Load:
     """What the clients were told. `unexpected`: answers that are neither 201 nor an honest 503."""
 
-    def __init__(self, servers: Sequence[ServerProcess], workflows: Sequence[str], in_turn: bool) -> None:
+    def __init__(
+        self, servers: Sequence[ServerProcess], workflows: Sequence[str], in_turn: bool, more: Mapping[str, Any]
+    ) -> None:
         self._servers = servers
         self._workflows = workflows
         self._in_turn = in_turn
+        self._more = more
         self._name = uuid.uuid4().hex
         self._over = threading.Event()
         self._turn = threading.Lock()
@@ -81,7 +85,7 @@ class Load:
 
     def _start(self, number: int) -> None:
         workflow = self._workflows[number % len(self._workflows)]
-        body = {"workflow_name": workflow, "payload": {"order_id": f"o-{number}", "amount": number}}
+        body = {"workflow_name": workflow, "payload": {"order_id": f"o-{number}", "amount": number, **self._more}}
         give_up_at = time.monotonic() + PATIENCE_SECS
         tries = 0
         while True:
@@ -105,11 +109,17 @@ class Load:
 
 @contextmanager
 def load(
-    servers: Sequence[ServerProcess], workflows: Sequence[str], clients: int = 4, *, in_turn: bool = True
+    servers: Sequence[ServerProcess],
+    workflows: Sequence[str],
+    clients: int = 4,
+    *,
+    in_turn: bool = True,
+    payload: Mapping[str, Any] = NOTHING,
 ) -> Iterator[Load]:
     """Starts sagas while the block lasts; behind it every start has been answered 201. `in_turn` False: each start is
-    first asked of the first server, and of the next one only when that does not answer it."""
-    made = Load(servers, workflows, in_turn)
+    first asked of the first server, and of the next one only when that does not answer it. `payload`: what else each
+    has in it."""
+    made = Load(servers, workflows, in_turn, payload)
     with ThreadPoolExecutor(clients) as threads:
         running = [threads.submit(made.client) for _ in range(clients)]
         try:

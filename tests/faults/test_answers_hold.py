@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.faults.load import until
 from tests.support.participants import Participant, Script, participant
 from tests.support.server_process import ServerProcess, server_process
 
@@ -46,8 +47,7 @@ def running(folder: Path, store_config: dict[str, str], script: Script) -> Itera
 
 
 def wait_for(shop: Participant, method: str) -> None:
-    while not shop.calls(method):
-        pass
+    until(lambda: bool(shop.calls(method)))
 
 
 def told(detail: dict[str, Any]) -> list[tuple[str, str, str]]:

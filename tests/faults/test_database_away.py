@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.faults.load import until
 from tests.support.line import Line, line_to
 from tests.support.participants import Participant, Script, participant
 from tests.support.postgres import PostgresServer
@@ -42,8 +43,7 @@ def test_a_database_that_goes_away_stalls_sagas_and_loses_nothing(
     script: Script = {"Reserve": [{"delay_secs": 0.3, "once": True}], "*": [{"once": True}]}
     with running(tmp_path, postgres_server, postgres_dsn, script) as (server, shop, line):
         saga_id = server.start_saga("trip", {})
-        while not shop.calls("Reserve"):
-            pass
+        until(lambda: bool(shop.calls("Reserve")), server)
         line.cut()
         for method, path in (
             ("GET", f"/api/v1/sagas/{saga_id}"),
@@ -71,8 +71,7 @@ def test_a_worker_whose_database_hangs_stops_its_calls_before_its_lease_ends(
     script: Script = {"Reserve": [{"hang": True, "times": 1}, {"once": True}], "*": [{"once": True}]}
     with running(tmp_path, postgres_server, postgres_dsn, script) as (server, shop, line):
         saga_id = server.start_saga("trip", {})
-        while not shop.calls("Reserve"):
-            pass
+        until(lambda: bool(shop.calls("Reserve")), server)
         line.freeze()
         frozen_at = time.monotonic()
         while shop.calls("Reserve")[0].ended != "cancelled":
@@ -92,8 +91,7 @@ def test_a_server_whose_database_hangs_can_be_stopped(
 ) -> None:
     with running(tmp_path, postgres_server, postgres_dsn, {"*": [{"hang": True}]}) as (server, shop, line):
         server.start_saga("trip", {})
-        while not shop.calls("Reserve"):
-            pass
+        until(lambda: bool(shop.calls("Reserve")), server)
         line.freeze()
         server.signal(signal.SIGTERM)
         assert server.wait(25.0) == 0

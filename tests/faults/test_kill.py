@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests.faults.load import until
 from tests.support.participants import Call, participant
 from tests.support.server_process import ServerProcess, server_process
 
@@ -61,8 +62,7 @@ def test_after_sigkill_amid_200_sagas_each_ends_and_each_effect_happened_once(
             server.register(DOOMED)
             expected = start_all(server)
             # All are under way, and the first are further: steps done, undos begun.
-            while not amid(by_saga(shop.calls())):
-                pass
+            until(lambda: amid(by_saga(shop.calls())), server)
             server.kill()
             before = by_saga(shop.calls())
             server.start()
