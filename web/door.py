@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import h11
 
 from saga.access import NOBODY, Principal, single_authorization
 from saga.authentication import Authenticator
+from saga.door_limits import BodyRoom, DoorLimits, Room
 from saga.drain import Drain
 from saga.errors import Detail, Invalid, RequestError, Unavailable
 from saga.log_fields import about
@@ -39,6 +41,9 @@ WORKFLOW_BODY_BYTES = 2 * MAX_YAML_BYTES
 
 LAST_BYTES = 64 * 1024
 """What may go out with the end of an answer, which `shield_last` gives a short time."""
+
+MAX_HEADERS = 100
+"""As many as Apache takes; browsers and proxies send some thirty."""
 
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines ask all day; their lines would bury the others."""
@@ -66,6 +71,7 @@ class Door:
         tracer: Tracer,
         drain: Drain,
         max_payload_bytes: int,
+        limits: DoorLimits,
     ) -> None:
         self._inner = inner
         self._api = api
@@ -74,6 +80,8 @@ class Door:
         self._tracer = tracer
         self._drain = drain
         self._max_body_bytes = max(max_payload_bytes, WORKFLOW_BODY_BYTES) + BODY_SLACK_BYTES
+        self._requests = Room(limits.max_requests, "requests")
+        self._bodies = BodyRoom(limits)
         by_name = {operation.name: operation for operation in api.operations}
         self._start, self._get = by_name["startSaga"], by_name["getSaga"]
         self._get_prefix = self._get.path.partition("{")[0]
@@ -123,7 +131,16 @@ class Door:
         caller = read_traceparent(traceparent)
         with about(request_id=known_as, **({} if caller is None else {"trace_id": caller.trace_id})):
             try:
-                await self._serve(scope, headers, known_as, receive, send_noted)
+                if self._requests.is_full and scope["path"] not in PROBED:
+                    # At once, without reading what else comes: there is no room for that either.
+                    closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
+                    await _send(send_noted, error_reply(self._requests.refusal(), known_as), closing)
+                    return
+                self._requests.taken += 1
+                try:
+                    await self._serve(scope, headers, known_as, receive, send_noted)
+                finally:
+                    self._requests.give()
             finally:
                 note()
 
@@ -145,6 +162,7 @@ class Door:
         closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
         try:
             scope["path"] = _path(scope["path"])
+            _check_headers(scope["headers"])
             try:
                 principal = scope[PRINCIPAL] = await self._principal(scope["path"], headers)
             except (RequestError, Unavailable) as error:
@@ -152,7 +170,8 @@ class Door:
                 whole = await discard_body(receive)
                 await _send(send, error_reply(error, known_as), {} if whole else closing)
                 return
-            body = await read_body(receive, self._max_body_bytes)
+            with self._bodies.body() as has:
+                body = await read_body(receive, self._max_body_bytes, has)
         except ClientGone:
             return
         except Unread as unread:
@@ -196,6 +215,13 @@ class Door:
             return NOBODY
         authorization = single_authorization(headers.get("authorization", ()))
         return self._authenticator.recognized(authorization) or await self._authenticator.authenticate(authorization)
+
+
+def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """`Invalid`: there are too many. Their size is bounded below this."""
+    if len(headers) > MAX_HEADERS:
+        message = f"expected at most {MAX_HEADERS} headers, got {len(headers)}"
+        raise Invalid(message, (Detail(field="", reason="too_many_headers", message=message),))
 
 
 def _path(target: str) -> str:
