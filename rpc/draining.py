@@ -23,7 +23,8 @@ from h2.errors import ErrorCodes
 from rpc.guarded_h2 import NEEDED, GuardedH2Protocol
 from rpc.handshakes import Context, Handshakes
 from rpc.server_errors import Failure, ShuttingDown, failure
-from saga.door_limits import DoorLimits, Places, Room
+from saga.door_limits import DoorLimits, Places, Room, check_header_count
+from saga.errors import Invalid
 
 LAST_REPLY_SECS = 0.1
 """Between the last reply and GOAWAY: a grpclib client that reads both in one chunk throws the reply away."""
@@ -61,12 +62,9 @@ class _RefusingHandler(Handler):
         if not dict(headers).keys() >= NEEDED:
             stream.reset_nowait(ErrorCodes.PROTOCOL_ERROR)
             release_stream()
-        elif self.refusing:
+        elif (reason := self._against(headers)) is not None:
             # Kept with the other tasks: a reset of the stream looks for it there.
-            told = failure(ShuttingDown("the server is shutting down"))
-            self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream, told))
-        elif self._room.is_full and not (dict(headers).get(":path") or "").startswith(PROBES):
-            self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream, failure(self._room.refusal())))
+            self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream, failure(reason)))
         else:
             self._room.taken += 1
             self.connection.call_begun()
@@ -74,6 +72,18 @@ class _RefusingHandler(Handler):
             self._tasks[stream].add_done_callback(lambda task: self._call_ended())
             if dict(headers).get(":path") in ENDLESS:
                 self._endless.add(self._tasks[stream])
+
+    def _against(self, headers: list[tuple[str, str]]) -> Exception | None:
+        """What speaks against taking this call; None: nothing."""
+        if self.refusing:
+            return ShuttingDown("the server is shutting down")
+        if self._room.is_full and not dict(headers)[":path"].startswith(PROBES):
+            return self._room.refusal()
+        try:
+            check_header_count(len(headers))
+        except Invalid as error:
+            return error
+        return None
 
     def _call_ended(self) -> None:
         self._room.give()

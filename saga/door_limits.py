@@ -9,7 +9,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from saga.errors import Overloaded
+from saga.errors import Detail, Invalid, Overloaded
+
+MAX_HEADERS = 100
+"""Of one request. As many as Apache takes; browsers and proxies send some thirty."""
 
 SMALL_BODY_BYTES = 64 * 1024
 """What every request may send without taking any of the room for bodies, so that those who fill it stop large bodies
@@ -26,6 +29,13 @@ class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = 1000
     max_requests: int = 2000
     max_body_bytes: int = 128 * 1024 * 1024
+
+
+def check_header_count(count: int) -> None:
+    """`Invalid`: a request has more than `MAX_HEADERS`. Their size is bounded where they are read."""
+    if count > MAX_HEADERS:
+        message = f"expected at most {MAX_HEADERS} headers, got {count}"
+        raise Invalid(message, (Detail(field="", reason="too_many_headers", message=message),))
 
 
 class Room:

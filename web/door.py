@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ import h11
 
 from saga.access import NOBODY, Principal, single_authorization
 from saga.authentication import Authenticator
-from saga.door_limits import BodyRoom, DoorLimits, Room
+from saga.door_limits import BodyRoom, DoorLimits, Room, check_header_count
 from saga.drain import Drain
 from saga.errors import Detail, Invalid, RequestError, Unavailable
 from saga.log_fields import about
@@ -41,9 +40,6 @@ WORKFLOW_BODY_BYTES = 2 * MAX_YAML_BYTES
 
 LAST_BYTES = 64 * 1024
 """What may go out with the end of an answer, which `shield_last` gives a short time."""
-
-MAX_HEADERS = 100
-"""As many as Apache takes; browsers and proxies send some thirty."""
 
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines ask all day; their lines would bury the others."""
@@ -162,7 +158,7 @@ class Door:
         closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
         try:
             scope["path"] = _path(scope["path"])
-            _check_headers(scope["headers"])
+            check_header_count(len(scope["headers"]))
             try:
                 principal = scope[PRINCIPAL] = await self._principal(scope["path"], headers)
             except (RequestError, Unavailable) as error:
@@ -215,13 +211,6 @@ class Door:
             return NOBODY
         authorization = single_authorization(headers.get("authorization", ()))
         return self._authenticator.recognized(authorization) or await self._authenticator.authenticate(authorization)
-
-
-def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """`Invalid`: there are too many. Their size is bounded below this."""
-    if len(headers) > MAX_HEADERS:
-        message = f"expected at most {MAX_HEADERS} headers, got {len(headers)}"
-        raise Invalid(message, (Detail(field="", reason="too_many_headers", message=message),))
 
 
 def _path(target: str) -> str:
