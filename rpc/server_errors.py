@@ -83,6 +83,7 @@ def failure(error: Exception) -> Failure:
         details.append(RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECS)))
     return Failure(
         status=status,
-        message=INTERNAL_MESSAGE if status is Status.INTERNAL else str(error),
+        # It goes into a header, and HTTP/2 forbids blanks at the ends of those: a strict client ends its connection.
+        message=INTERNAL_MESSAGE if status is Status.INTERNAL else str(error).strip(),
         details=details,
     )
