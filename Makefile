@@ -11,7 +11,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kafka lint format proto bench chaos simulate
+.PHONY: help demo test test-kafka lint format proto bench chaos simulate fuzz
 
 help:
 	@echo "make demo     run three orders against three sample services; stays up until Ctrl-C"
@@ -25,6 +25,9 @@ help:
 	@echo "make bench    measure, and print a table (ARGS=--safety: several workers, events, recovery)"
 	@echo "make simulate SAGAS=20000 SEED=0"
 	@echo "              run that many sagas amid simulated crashes, lost replies and lost leases (docs/simulation.md)"
+	@echo "make fuzz CASES=10000"
+	@echo "              that many random gRPC calls and frames, and ten times as many damaged workflow definitions"
+	@echo "              (ARGS='--hostile 10000': also that many hostile requests of each kind)"
 	@echo "make chaos    workers, Postgres and broker in trouble under load for MINUTES=1; check that nothing is lost"
 
 demo: $(VENV)/.runtime
@@ -54,9 +57,13 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
 
 MINUTES ?= 1
+CASES ?= 10000
 
 simulate: $(VENV)/.dev
 	$(BIN)/python -m tests.simulation --sagas $(SAGAS) --seed $(SEED) $(ARGS)
+
+fuzz: $(VENV)/.dev
+	PYTHONPATH=.:proto $(BIN)/python -m tests.fuzz --cases $(CASES) $(ARGS)
 
 chaos: $(VENV)/.dev
 	PYTHONPATH=.:proto $(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) $(ARGS)

@@ -1,4 +1,4 @@
-"""A grpclib server that can be drained.
+"""A grpclib server that can be drained, and that takes on a bounded number of connections and calls.
 
 grpclib 0.4.9 `Server.close()` cancels running calls at once and tells their clients nothing (one without a deadline
 waits for ever), and it never closes the connections, so that `wait_closed()` hangs on Python 3.12+ for as long as a
@@ -13,13 +13,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from grpclib.const import Status
+from grpclib.config import Configuration
+from grpclib.encoding.proto import ProtoStatusDetailsCodec
+from grpclib.metadata import encode_bin_value
 from grpclib.protocol import H2Protocol, Stream
 from grpclib.server import Handler, Server
 from h2.errors import ErrorCodes
 
 from rpc.guarded_h2 import NEEDED, GuardedH2Protocol
 from rpc.handshakes import Context, Handshakes
+from rpc.server_errors import Failure, ShuttingDown, failure
+from saga.door_limits import DoorLimits, Places, Room, check_header_count
+from saga.errors import Invalid
 
 LAST_REPLY_SECS = 0.1
 """Between the last reply and GOAWAY: a grpclib client that reads both in one chunk throws the reply away."""
@@ -31,6 +36,12 @@ ENDLESS = frozenset(
     }
 )
 """Calls that end only when their client wants it; a drain does not wait for them."""
+PROBES = "/grpc.health.v1.Health/"
+"""Calls that are answered however many others there are, lest a busy server is taken for a broken one."""
+WINDOW_BYTES = 512 * 1024
+WINDOWS = Configuration(http2_connection_window_size=WINDOW_BYTES, http2_stream_window_size=WINDOW_BYTES)
+"""What a client may send ahead of our reading, on a connection and on each of its streams. With `max_connections` it
+bounds what lies there unread; over a round trip of 50 ms it lets 10 MB/s through."""
 CLOSE_SECS = 2.0
 """How long a connection may take to flush what is still to be sent before it is cut. A guess."""
 
@@ -39,22 +50,45 @@ class _RefusingHandler(Handler):
     """The calls of one connection; while `refusing`, new ones get UNAVAILABLE."""
 
     refusing = False
+    connection: GuardedH2Protocol
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, room: Room, *args: Any, **kwargs: Any) -> None:
+        """`room`: for the calls of all connections."""
         super().__init__(*args, **kwargs)
+        self._room = room
         self._endless: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
 
     def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]) -> None:
         if not dict(headers).keys() >= NEEDED:
             stream.reset_nowait(ErrorCodes.PROTOCOL_ERROR)
             release_stream()
-        elif self.refusing:
+        elif (reason := self._against(headers)) is not None:
             # Kept with the other tasks: a reset of the stream looks for it there.
-            self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream))
+            self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream, failure(reason)))
         else:
+            self._room.taken += 1
+            self.connection.call_begun()
             super().accept(stream, headers, release_stream)
+            self._tasks[stream].add_done_callback(lambda task: self._call_ended())
             if dict(headers).get(":path") in ENDLESS:
                 self._endless.add(self._tasks[stream])
+
+    def _against(self, headers: list[tuple[str, str]]) -> Exception | None:
+        """What speaks against taking this call; None: nothing."""
+        if self.refusing:
+            return ShuttingDown("the server is shutting down")
+        if self._room.is_full and not dict(headers)[":path"].startswith(PROBES):
+            return self._room.refusal()
+        try:
+            check_header_count(len(headers))
+        except Invalid as error:
+            return error
+        return None
+
+    def _call_ended(self) -> None:
+        self._room.give()
+        if all(call.done() for call in self._tasks.values()):
+            self.connection.calls_ended()
 
     def awaited(self) -> list[asyncio.Task[None]]:
         """The calls that a drain should wait for."""
@@ -64,12 +98,14 @@ class _RefusingHandler(Handler):
 class DrainingServer(Server):
     """As grpclib's, with `drain`. Asyncio-flavoured."""
 
-    def __init__(self, *args: Any, tls: Context | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, limits: DoorLimits, tls: Context | None = None, **kwargs: Any) -> None:
         """`tls`: asked for the context of each new connection; None: cleartext."""
         super().__init__(*args, **kwargs)
         self._handshakes = None if tls is None else Handshakes(tls)
         self._protocols: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
         self._refusing = False
+        self._places: Places[object] = Places(limits.max_connections)
+        self._room = Room(limits.max_requests, "calls")
 
     @property
     def port(self) -> int:
@@ -84,10 +120,13 @@ class DrainingServer(Server):
 
     def _http2(self) -> H2Protocol:
         self.__gc_step__()
-        handler = _RefusingHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        handler = _RefusingHandler(
+            self._room, self._mapping, self._codec, self._status_details_codec, self.__dispatch__
+        )
         handler.refusing = self._refusing  # a connection may still come out of the backlog while we drain
         self._handlers.add(handler)
-        protocol = GuardedH2Protocol(handler, self._config, self._h2_config)
+        protocol = GuardedH2Protocol(handler, self._config, self._h2_config, self._places)
+        handler.connection = protocol
         self._protocols.add(protocol)
         return protocol
 
@@ -123,15 +162,17 @@ class DrainingServer(Server):
                 transport.abort()
 
 
-async def _refuse(stream: Stream, release: Callable[[], Any]) -> None:
+async def _refuse(stream: Stream, release: Callable[[], Any], told: Failure) -> None:
+    details = ProtoStatusDetailsCodec().encode(told.status, told.message, told.details)
     # A content-type goes with it; without one a grpclib client reports UNKNOWN whatever the status says.
     try:
         await stream.send_headers(
             [
                 (":status", "200"),
                 ("content-type", "application/grpc+proto"),
-                ("grpc-status", str(Status.UNAVAILABLE.value)),
-                ("grpc-message", "the server is shutting down"),
+                ("grpc-status", str(told.status.value)),
+                ("grpc-message", told.message),
+                ("grpc-status-details-bin", encode_bin_value(details).decode("ascii")),
             ],
             end_stream=True,
         )

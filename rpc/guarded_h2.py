@@ -1,19 +1,41 @@
 """One HTTP/2 connection of the gRPC door: what a client sends ends its own connection or stream at most, and says so in
-one line of the log.
+one line of the log; and what it does not send, or does not take, ends its connection in time.
 
 grpclib 0.4.9 lets errors of its parser, and events it has no row for, out of `data_received`, where they are nobody's;
-and a request without its method or path is an error in its own code.
+and a request without its method or path is an error in its own code. It answers pings and settings into a buffer
+without bounds, and has no clock for a connection without calls, nor for a client that takes no bytes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
+from grpclib.config import Configuration
 from grpclib.protocol import EventsProcessor, H2Protocol
+from h2.config import H2Configuration
 from h2.events import Event
 
+from bridge import running_loop
+from saga.door_limits import Places
+from saga.half_open import watch_for_silence
+
 log = logging.getLogger("saga.rpc.server")
+
+FIRST_CALL_SECS = 15.0
+"""How long a new connection may take until the head of its first call is complete, TLS handshake not included. A guess:
+many round trips over the worst of lines."""
+
+IDLE_SECS = 300.0
+"""How long a connection stays open between calls; then it is sent GOAWAY, upon which clients open another when they
+need one. A guess: clients of gRPC keep one for their lifetime, and look for a call of theirs if it ends too often."""
+
+STALLED_SECS = 10.0
+"""How long a client may take none of the bytes for it. As over HTTP."""
+
+UNSENT_BYTES = 4 * 1024 * 1024
+"""What may wait to be taken by a client: a frame for each stream it may have, and much more of the answers to pings."""
 
 NEEDED = frozenset({":method", ":path"})
 """Headers a call cannot be told without."""
@@ -27,11 +49,25 @@ class _Events(EventsProcessor):
 
 
 class GuardedH2Protocol(H2Protocol):
-    """As grpclib's. A connection that has failed takes nothing more."""
+    """As grpclib's. A connection that has failed takes nothing more. `places`: of the connections that are open."""
+
+    def __init__(self, handler: Any, config: Configuration, h2_config: H2Configuration, places: Places[object]) -> None:
+        super().__init__(handler, config, h2_config)
+        self._places = places
+        self._clock: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.processor = _Events(self.handler, self.connection)
+        self._transport = transport
+        if not self._places.take(self, self.end):
+            log.info("grpc_connection_refused reason=%s", "too many connections")
+            self.end()
+            return
+        watch_for_silence(transport.get_extra_info("socket"))
+        self._clock = running_loop().call_later(FIRST_CALL_SECS, self.end)
 
     def data_received(self, data: bytes) -> None:
         if self.connection.is_closing():
@@ -41,3 +77,51 @@ class GuardedH2Protocol(H2Protocol):
         except Exception as error:  # noqa: BLE001  (whatever a client can provoke in the parser)
             log.warning("grpc_connection_failed error=%r", error)
             self.processor.close("unreadable HTTP/2")
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size() > UNSENT_BYTES:
+            self._cut("unread answers")
+
+    def call_begun(self) -> None:
+        """A call is under way; told again for each."""
+        self._places.busy(self)
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def calls_ended(self) -> None:
+        """None is any more."""
+        self._places.idle(self)
+        if self._clock is None and not self.connection.is_closing():
+            self._clock = running_loop().call_later(IDLE_SECS, self.end)
+
+    def end(self) -> None:
+        """Ends the connection: GOAWAY, and what is still to be sent."""
+        if not self.connection.is_closing():
+            self.connection._connection.close_connection()
+            self.connection.flush()
+            self.processor.close("the connection was idle")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = running_loop().call_later(STALLED_SECS, self._cut, "stalled")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _cut(self, reason: str) -> None:
+        log.info("grpc_client_stalled reason=%s", reason)
+        self.processor.close(reason)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._places.leave(self)
+        for clock in (self._clock, self._stalled):
+            if clock is not None:
+                clock.cancel()
+        self._clock = self._stalled = self._transport = None

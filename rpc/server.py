@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import trio
 from google.protobuf.message import Message
-from grpclib.config import Configuration
 from grpclib.const import Status
 from grpclib.encoding.proto import ProtoCodec, ProtoStatusDetailsCodec
 from grpclib.exceptions import StreamTerminatedError
@@ -31,14 +30,16 @@ from k1s0.system.saga.v1.saga_grpc import SagaServiceBase
 
 from bridge import call_trio, run_aio
 from rpc import wire
-from rpc.draining import DrainingServer
+from rpc.draining import WINDOWS, DrainingServer
 from rpc.handshakes import Context
 from rpc.inbound import receive
+from rpc.outbound import send
 from rpc.server_errors import ShuttingDown, failure
 from saga.access import NOBODY, Permission, Principal, require, single_authorization
 from saga.audit import AuditAction, AuditFilter, Door, Requester, requester
 from saga.audit_trail import DEFAULT_PAGE_SIZE as AUDIT_PAGE_SIZE
 from saga.authentication import Authenticator
+from saga.door_limits import BodyRoom, DoorLimits
 from saga.drain import Drain
 from saga.errors import Detail, PermissionDenied, TokenExpired, Unavailable
 from saga.log_fields import about
@@ -114,8 +115,15 @@ class Servicer(SagaServiceBase):
     """`k1s0.system.saga.v1.SagaService`."""
 
     def __init__(
-        self, service: SagaService, authenticator: Authenticator, drain: Drain, meter: Meter, tracer: Tracer
+        self,
+        service: SagaService,
+        authenticator: Authenticator,
+        drain: Drain,
+        meter: Meter,
+        tracer: Tracer,
+        limits: DoorLimits,
     ) -> None:
+        self._bodies = BodyRoom(limits)
         self._service = service
         self._authenticator = authenticator
         self._tracer = tracer
@@ -154,12 +162,12 @@ class Servicer(SagaServiceBase):
 
     async def WatchSaga(self, stream: Stream[Any, Any]) -> None:
         async def states(caller: Caller) -> None:
-            request = await receive(stream, pb.WatchSagaRequest, self._max_bytes)
+            request = await receive(stream, pb.WatchSagaRequest, self._max_bytes, self._bodies)
             with self._service.watch(request.saga_id) as watch:
                 while (state := await call_trio(self._next_state, watch, caller.principal)) is not None:
                     if not stream._send_initial_metadata_done:
                         await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
-                    await stream.send_message(pb.WatchSagaResponse(saga=state))
+                    await send(stream, pb.WatchSagaResponse(saga=state))
 
         await self._answered(stream, "WatchSaga", states)
 
@@ -171,9 +179,9 @@ class Servicer(SagaServiceBase):
         call: Callable[[M, Caller], Awaitable[Message]],
     ) -> None:
         async def answer(caller: Caller) -> None:
-            reply = await call_trio(call, await receive(stream, request_type, self._max_bytes), caller)
+            reply = await call_trio(call, await receive(stream, request_type, self._max_bytes, self._bodies), caller)
             await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
-            await stream.send_message(reply)
+            await send(stream, reply)
 
         await self._answered(stream, method, answer)
 
@@ -439,14 +447,18 @@ async def serve_grpc(
     readiness: Readiness | None = None,
     reuse_port: bool = False,
     tls: Context | None = None,
+    limits: DoorLimits | None = None,
 ) -> AsyncIterator[GrpcFront]:
     """Serves for as long as the block lasts; needs `bridge.open_loop()` around it. `OSError`: it cannot listen there.
     `readiness`: what `grpc.health.v1` tells. `tls`: asked for the context of each new connection; None: cleartext.
+    `limits`: those of connections, calls and messages.
 
     Leaving the block without `GrpcFront.drain` cuts running calls off.
     """
-    servicer = Servicer(service, authenticator, drain, meter or Meter(), tracer or Tracer())
-    front = await run_aio(_start(servicer, readiness or Readiness(service, drain), host, port, reuse_port, tls))
+    limits = limits or DoorLimits()
+    servicer = Servicer(service, authenticator, drain, meter or Meter(), tracer or Tracer(), limits)
+    readiness = readiness or Readiness(service, drain)
+    front = await run_aio(_start(servicer, readiness, host, port, reuse_port, tls, limits))
     try:
         yield front
     finally:
@@ -455,7 +467,13 @@ async def serve_grpc(
 
 
 async def _start(
-    servicer: Servicer, readiness: Readiness, host: str, port: int, reuse_port: bool, tls: Context | None
+    servicer: Servicer,
+    readiness: Readiness,
+    host: str,
+    port: int,
+    reuse_port: bool,
+    tls: Context | None,
+    limits: DoorLimits,
 ) -> GrpcFront:
     async def is_ready() -> bool:
         return (await call_trio(readiness.report)).is_ready
@@ -469,8 +487,9 @@ async def _start(
         ServerReflection.extend([servicer, Health({servicer: checks, OVERALL: checks})]),
         codec=ProtoCodec(),
         status_details_codec=ProtoStatusDetailsCodec(),
-        config=Configuration(),
+        config=WINDOWS,
         tls=tls,
+        limits=limits,
     )
     await server.start(host, port, reuse_port=reuse_port)
     return GrpcFront(server, serving)

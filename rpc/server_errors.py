@@ -7,8 +7,9 @@ logged, and is told as INTERNAL.
 from __future__ import annotations
 
 import msgspec
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpclib.const import Status
 
 from saga.errors import (
@@ -16,6 +17,7 @@ from saga.errors import (
     Invalid,
     MissingToken,
     NotFound,
+    Overloaded,
     PayloadTooLarge,
     PermissionDenied,
     TokenExpired,
@@ -25,6 +27,8 @@ from saga.errors import (
 
 DOMAIN = "saga"
 INTERNAL_MESSAGE = "internal error"
+RETRY_AFTER_SECS = 1
+"""What a client is asked to wait when it may try again. A guess, the same as over HTTP."""
 
 
 class CompressedMessage(Exception):
@@ -44,6 +48,7 @@ STATUS: dict[type[Exception], tuple[Status, str]] = {
     TokenInvalid: (Status.UNAUTHENTICATED, "SYS_AUTH_TOKEN_INVALID"),
     TokenExpired: (Status.UNAUTHENTICATED, "SYS_AUTH_TOKEN_EXPIRED"),
     PermissionDenied: (Status.PERMISSION_DENIED, "SYS_AUTH_PERMISSION_DENIED"),
+    Overloaded: (Status.RESOURCE_EXHAUSTED, "SYS_SAGA_UNAVAILABLE"),
     Unavailable: (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE"),
     ShuttingDown: (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE"),
     CompressedMessage: (Status.UNIMPLEMENTED, "SYS_SAGA_VALIDATION_ERROR"),
@@ -61,7 +66,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def failure(error: Exception) -> Failure:
-    """What `error` is told as: status, text, `ErrorInfo`, and `BadRequest` where fields are at fault."""
+    """What `error` is told as: status, text, `ErrorInfo`, `BadRequest` where fields are at fault, and
+    `RetryInfo` where the same may succeed later."""
     status, reason = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
     details: list[Message] = [ErrorInfo(reason=reason, domain=DOMAIN)]
     if isinstance(error, Invalid) and error.details:
@@ -73,8 +79,11 @@ def failure(error: Exception) -> Failure:
                 ]
             )
         )
+    if isinstance(error, Unavailable | ShuttingDown):
+        details.append(RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECS)))
     return Failure(
         status=status,
-        message=INTERNAL_MESSAGE if status is Status.INTERNAL else str(error),
+        # It goes into a header, and HTTP/2 forbids blanks at the ends of those: a strict client ends its connection.
+        message=INTERNAL_MESSAGE if status is Status.INTERNAL else str(error).strip(),
         details=details,
     )

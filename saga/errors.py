@@ -14,6 +14,7 @@
     |   +-- PermissionDenied        it is known who asks, and they may not
     +-- MappingFailed               a step's request cannot be built from the payload and the earlier responses
     +-- Unavailable                 the environment: the store cannot be reached now; try again
+    |   +-- Overloaded              there is more to do than can be done now; nothing was begun
     +-- LeaseLost                   a write of a worker that no longer owns the saga; nothing was changed
     +-- RowRejected                 the store refuses this one row whatever is done; nothing was changed
     +-- BrokenRule                  our own bug: a move outside the transition table
@@ -119,6 +120,10 @@ class MappingFailed(SagaError):
 
 class Unavailable(SagaError):
     """The store cannot be reached now. For a write: it did not happen or it is unknown whether it did."""
+
+
+class Overloaded(Unavailable):
+    """There is more to do than can be done now; nothing of what was asked for was begun."""
 
 
 class LeaseLost(SagaError):

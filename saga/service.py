@@ -17,6 +17,7 @@ import msgspec
 import trio
 
 from saga import transitions
+from saga.admission import Admission
 from saga.audit import IN_PROCESS, AuditAction, NewAuditEntry, Requester
 from saga.audit_trail import AuditTrail
 from saga.catalog import Catalog
@@ -148,6 +149,7 @@ class SagaService:
         max_payload_bytes: int,
         meter: Meter | None = None,
         tracer: Tracer | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._store = store
         self._supervisor = supervisor
@@ -157,6 +159,7 @@ class SagaService:
         self.audit = AuditTrail(store)
         self._meter = meter or Meter()
         self._tracer = tracer or Tracer()
+        self._admission = admission or Admission()
         self.known_services = services
         self.max_payload_bytes = max_payload_bytes
 
@@ -165,9 +168,14 @@ class SagaService:
         client that asks, where clients are told apart.
 
         `NotFound`: no such workflow. `Invalid`: a field breaks its rule. `Conflict`: the idempotency key came before
-        with another body. A caller that is cancelled meanwhile may find the saga started all the same.
+        with another body. `Overloaded`: the store does not keep up; nothing was started. A caller that is
+        cancelled meanwhile may find the saga started all the same.
         """
         body = self._check(request)
+        with self._admission.start():
+            return await self._start(request, body, asked_by)
+
+    async def _start(self, request: StartSaga, body: bytes, asked_by: Requester) -> Started:
         workflow = await self._catalog.newest(request.workflow_name)
         if missing := workflow.definition.services.difference(self.known_services):
             # What cannot be run here is not accepted here.

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import random
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -27,8 +28,10 @@ from bridge import open_loop
 from rpc.caller import GrpcStepCaller
 from rpc.reflection import catalog_from_descriptor_set
 from rpc.server import serve_grpc
+from saga.admission import Admission
 from saga.authentication import Authenticator, OpenAccess
 from saga.catalog import Catalog
+from saga.door_limits import DoorLimits
 from saga.drain import Drain
 from saga.errors import Unavailable, WorkflowInvalid
 from saga.meter import Meter
@@ -61,6 +64,9 @@ from web.shared_metrics import SharedMetrics
 
 log = logging.getLogger("saga.server")
 
+OTHER_FILES = 256
+"""Open files beside the connections of both doors: those to participants, database and broker. A guess."""
+
 CLOSE_SECS = 5.0
 """How long closing the connections to participants may take at the end."""
 
@@ -83,6 +89,7 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
 def serve(config: Config, *, insecure: bool = False, seat: Seat | None = None) -> int:
     """Runs the server until it is told to stop; the value is the exit status. `CannotStart`, `ConfigInvalid`."""
     check(config, insecure=insecure)
+    _allow_files(2 * config.server.limits.max_connections + OTHER_FILES)
     # open_loop() wraps whatever leaves it in groups, so what a person can mend is carried out as a value.
     outcome = trio.run(_serve, config, seat)
     if isinstance(outcome, CannotStart):
@@ -139,6 +146,18 @@ def _unusable_descriptor_sets(config: Config) -> list[str]:
                 reason = error.strerror if isinstance(error, OSError) else error
                 problems.append(f"services.{name}.descriptor_set: {service.descriptor_set}: {reason}")
     return problems
+
+
+def _allow_files(count: int) -> None:
+    """Asks the system for as many open files as the limits allow for, since many systems begin with 1024; where that is
+    not to be had, connections wait in the listener's queue."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:
+            log.warning("few_open_files allowed=%d wanted=%d error=%s", soft, count, error)
 
 
 async def _serve(config: Config, seat: Seat | None) -> int | CannotStart:
@@ -256,6 +275,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         max_payload_bytes=config.saga.max_payload_bytes,
         meter=meter,
         tracer=tracer,
+        admission=Admission(config.server.limits.max_starts),
     )
     _read_counts(meter, supervisor, store)
     meter.tell_build(
@@ -286,6 +306,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         readiness=readiness,
         shared_metrics=shared,
         payload_mask=payload_mask,
+        limits=_door_limits(config),
     )
     host, grace_secs = config.server.host, config.saga.shutdown_grace_secs
     sagas_left = trio.Event()
@@ -299,6 +320,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         shutdown_trigger=sagas_left.wait,
         grace_secs=lambda: max(CLOSE_SECS, ends_at - trio.current_time()),
         reuse_port=seat is not None,
+        max_connections=config.server.limits.max_connections,
         tls=None if contexts is None else contexts.rest,
     )
     try:
@@ -354,6 +376,11 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             await caller.aclose()
             if tracer.enabled:
                 await trio.to_thread.run_sync(tracer.close)
+
+
+def _door_limits(config: Config) -> DoorLimits:
+    limits = config.server.limits
+    return DoorLimits(max_connections=limits.max_connections, max_requests=limits.max_requests)
 
 
 def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter) -> Tracer:
@@ -441,6 +468,7 @@ async def _serve_grpc(
         readiness=readiness,
         reuse_port=reuse_port,
         tls=tls,
+        limits=_door_limits(config),
     ) as front:
         task_status.started(front.port)
         await drain.wait()

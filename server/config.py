@@ -18,6 +18,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import msgspec
 
 from rpc.settings import ServiceSettings, ServiceTls
+from saga.admission import MAX_STARTS
+from saga.door_limits import DoorLimits
 from saga.yaml_fields import MapReader, read_string
 from saga.yaml_nodes import (
     Fault,
@@ -114,12 +116,21 @@ class ServerTls(msgspec.Struct, frozen=True, kw_only=True):
     client_auth: ClientAuth = ClientAuth.REQUIRED
 
 
+class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is taken on at a time: connections and requests, of each port, and sagas being started, of both."""
+
+    max_connections: int = DoorLimits().max_connections
+    max_requests: int = DoorLimits().max_requests
+    max_starts: int = MAX_STARTS
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where REST and gRPC listen. Port 0: any that is free. `tls` None: without encryption."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     grpc_port: int = 50051
+    limits: LimitsConfig = LimitsConfig()
     tls: ServerTls | None = None
 
     @property
@@ -584,11 +595,21 @@ def _server(fields: MapReader) -> ServerConfig:
         host=fields.string("host", default.host, matching=_HOST, expected="a host name or address"),
         port=fields.integer("port", default.port, low=0, high=65535),
         grpc_port=fields.integer("grpc_port", default.grpc_port, low=0, high=65535),
+        limits=_section(fields, "limits", _limits) or default.limits,
         tls=_switch(fields, "tls", _server_tls),
     )
     if server.port == server.grpc_port != 0:
         fields.refuse("grpc_port", "value", f"expected another port than server.port, got {server.port} for both")
     return server
+
+
+def _limits(fields: MapReader) -> LimitsConfig:
+    default = LimitsConfig()
+    return LimitsConfig(
+        max_connections=fields.integer("max_connections", default.max_connections, low=1, high=100_000),
+        max_requests=fields.integer("max_requests", default.max_requests, low=1, high=1_000_000),
+        max_starts=fields.integer("max_starts", default.max_starts, low=1, high=1_000_000),
+    )
 
 
 def _server_tls(fields: MapReader) -> ServerTls:

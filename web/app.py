@@ -19,6 +19,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from saga import audit
 from saga.access import Permission
 from saga.authentication import Authenticator
+from saga.door_limits import DoorLimits
 from saga.drain import Drain
 from saga.errors import Invalid, NotFound, PermissionDenied
 from saga.payload_mask import NOTHING, PayloadMask
@@ -63,12 +64,13 @@ def create_app(
     readiness: Readiness | None = None,
     shared_metrics: SharedMetrics | None = None,
     payload_mask: PayloadMask = NOTHING,
+    limits: DoorLimits | None = None,
 ) -> QuartTrio:
     """The application; serve it with `serving.serve_rest`.
 
     `authenticator`: tells who asks. `drain`: begun by whoever stops the process, ends long polls. Without
     `readiness` and `meter` the application has ones of its own; with `shared_metrics` it tells of other workers' too.
-    `payload_mask`: what the pages do not show.
+    `payload_mask`: what the pages do not show. `limits`: those of requests and bodies.
     """
     meter = meter or PrometheusMeter()
     api = Api(service, drain, readiness or Readiness(service, drain))
@@ -91,7 +93,16 @@ def create_app(
     add_pages(app, service, payload_mask)
     _answer_errors(app, api)
     inner = cast(Any, app.asgi_app)
-    door = Door(inner, api, authenticator, meter, tracer or Tracer(), drain, service.max_payload_bytes)
+    door = Door(
+        inner,
+        api,
+        authenticator,
+        meter,
+        tracer or Tracer(),
+        drain,
+        service.max_payload_bytes,
+        limits or DoorLimits(),
+    )
     app.asgi_app = shield_last(door)  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
     return app
 

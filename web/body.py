@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from saga.errors import Detail, Invalid, PayloadTooLarge
+from saga.errors import Detail, Invalid, Overloaded, PayloadTooLarge
 
 BODY_SECS = 30.0
 """How long a whole body may take. A guess: a 1 MiB payload at 300 kbit/s."""
@@ -30,19 +30,24 @@ class ClientGone(Exception):
 class Unread(Exception):
     """The body is refused for `reason` and was not read to its end, so the connection cannot be used again."""
 
-    def __init__(self, reason: Invalid) -> None:
+    def __init__(self, reason: Invalid | Overloaded) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
 
-async def read_body(receive: Receive, max_bytes: int) -> bytes:
-    """The whole body. `PayloadTooLarge` and, if the body did not end, `Unread`; `ClientGone`."""
+async def read_body(receive: Receive, max_bytes: int, has: Callable[[int], None] = lambda size: None) -> bytes:
+    """The whole body. `PayloadTooLarge` and, if the body did not end, `Unread`; `ClientGone`. `has` is told the length
+    as it grows; if it raises `Overloaded`, so does this, as `Unread`."""
     chunks: list[bytes] = []
     size = 0
     with trio.move_on_after(BODY_SECS):
         while size <= max_bytes:
             chunk, more = await _next(receive)
             size += len(chunk)
+            try:
+                has(size)
+            except Overloaded as error:
+                raise Unread(error) from None
             chunks.append(chunk)
             if not more and size <= max_bytes:
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)

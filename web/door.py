@@ -17,6 +17,7 @@ import h11
 
 from saga.access import NOBODY, Principal, single_authorization
 from saga.authentication import Authenticator
+from saga.door_limits import BodyRoom, DoorLimits, Room, check_header_count
 from saga.drain import Drain
 from saga.errors import Detail, Invalid, RequestError, Unavailable
 from saga.log_fields import about
@@ -66,6 +67,7 @@ class Door:
         tracer: Tracer,
         drain: Drain,
         max_payload_bytes: int,
+        limits: DoorLimits,
     ) -> None:
         self._inner = inner
         self._api = api
@@ -74,6 +76,8 @@ class Door:
         self._tracer = tracer
         self._drain = drain
         self._max_body_bytes = max(max_payload_bytes, WORKFLOW_BODY_BYTES) + BODY_SLACK_BYTES
+        self._requests = Room(limits.max_requests, "requests")
+        self._bodies = BodyRoom(limits)
         by_name = {operation.name: operation for operation in api.operations}
         self._start, self._get = by_name["startSaga"], by_name["getSaga"]
         self._get_prefix = self._get.path.partition("{")[0]
@@ -123,7 +127,16 @@ class Door:
         caller = read_traceparent(traceparent)
         with about(request_id=known_as, **({} if caller is None else {"trace_id": caller.trace_id})):
             try:
-                await self._serve(scope, headers, known_as, receive, send_noted)
+                if self._requests.is_full and scope["path"] not in PROBED:
+                    # At once, without reading what else comes: there is no room for that either.
+                    closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
+                    await _send(send_noted, error_reply(self._requests.refusal(), known_as), closing)
+                    return
+                self._requests.taken += 1
+                try:
+                    await self._serve(scope, headers, known_as, receive, send_noted)
+                finally:
+                    self._requests.give()
             finally:
                 note()
 
@@ -145,6 +158,7 @@ class Door:
         closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
         try:
             scope["path"] = _path(scope["path"])
+            check_header_count(len(scope["headers"]))
             try:
                 principal = scope[PRINCIPAL] = await self._principal(scope["path"], headers)
             except (RequestError, Unavailable) as error:
@@ -152,7 +166,8 @@ class Door:
                 whole = await discard_body(receive)
                 await _send(send, error_reply(error, known_as), {} if whole else closing)
                 return
-            body = await read_body(receive, self._max_body_bytes)
+            with self._bodies.body() as has:
+                body = await read_body(receive, self._max_body_bytes, has)
         except ClientGone:
             return
         except Unread as unread:

@@ -1,8 +1,11 @@
-"""Holds off two defects of hypercorn 0.18 under Trio, both in how it treats one connection.
+"""Holds off defects of hypercorn 0.18 under Trio, both in how it treats one connection.
 
 One bad HTTP/2 request ends the whole process: some inputs (data on a stream that was answered already, a path that is
 not ASCII) raise inside the connection's handler, and the error leaves `serve` and its nursery. Here it ends the one
 connection it came from.
+
+Two more things it leaves open: how many connections there are, and how long one may take for its first request. Here
+the first is `saga.door_limits.Places`, the second `HEAD_SECS`.
 
 A client that stops reading holds up the stop for ever: bytes are sent under a shield without a deadline. Here a client
 that takes nothing for `STALLED_SECS` is cut off.
@@ -15,22 +18,45 @@ from typing import cast
 
 import hypercorn.trio.run
 import trio
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 
+from saga.half_open import watch_for_silence
 from web.handshakes import GuardedConfig
 
 log = logging.getLogger("saga.web")
 
 STALLED_SECS = 10.0
 """How long a client may take for one piece of an answer. A guess: far above a round trip, below any shutdown grace."""
+HEAD_SECS = 15.0
+"""How long a new connection may take until the head of its first request is complete, TLS handshake not included. A
+guess: many round trips over the worst of lines. The next ones have as long as the connection may be idle."""
 PIECE_BYTES = 64 * 1024
 
 
 class GuardedTCPServer(TCPServer):
     """One connection; an error of its protocol is logged and closes it."""
 
+    _asked = False
+    """A request has come on it."""
+
     async def run(self) -> None:
+        if not isinstance(self.config, GuardedConfig):
+            await self._run()
+            return
+        places = self.config.places
+        with trio.CancelScope() as scope:
+            if not places.take(self, scope.cancel):
+                log.info("http_connection_refused reason=%s", "too many connections")
+                await trio.aclose_forcefully(self.stream)
+                return
+            try:
+                await self._run()
+            finally:
+                places.leave(self)
+
+    async def _run(self) -> None:
+        watch_for_silence(cast(trio.SocketStream, self.stream).socket)
         try:
             if isinstance(self.config, GuardedConfig) and self.config.tls is not None:
                 # hypercorn's own way to TLS has one context for as long as it serves.
@@ -53,7 +79,24 @@ class GuardedTCPServer(TCPServer):
                 log.warning("http_connection_failed error=%r", _first(rest))
             raise cancelled from None
 
+    async def _idle_timeout(self) -> None:
+        if not self._asked:
+            with trio.move_on_after(HEAD_SECS) as scope:
+                await self.context.terminated.wait()
+            if scope.cancelled_caught:
+                log.info("http_head_timeout")
+            with trio.CancelScope(shield=True):
+                await self._initiate_server_close()
+            return
+        await super()._idle_timeout()
+
     async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated) and isinstance(self.config, GuardedConfig):
+            if event.idle:
+                self.config.places.idle(self)
+            else:
+                self._asked = True
+                self.config.places.busy(self)
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import trio
 from hypercorn.config import Config
 
+from saga.door_limits import DoorLimits, Places
+
 log = logging.getLogger("saga.web")
 
 HANDSHAKE_SECS = 10.0
@@ -68,9 +70,10 @@ async def _say_why(stream: trio.SSLStream[trio.SocketStream]) -> None:
 
 class GuardedConfig(Config):
     """hypercorn's configuration, which is what a connection gets to see, with what ours need. `tls`: asked for the
-    context of each new connection; None: cleartext."""
+    context of each new connection; None: cleartext. `places`: of the connections that are open."""
 
     tls: Callable[[], ssl.SSLContext] | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, max_connections: int = DoorLimits().max_connections) -> None:
         self.handshakes = Handshakes()
+        self.places: Places[object] = Places(max_connections)

@@ -14,6 +14,7 @@ from hypercorn.config import Config
 from hypercorn.typing import Framework
 from quart_trio import QuartTrio
 
+from saga.door_limits import DoorLimits
 from web import guarded_h2_protocol, guarded_h11_protocol, guarded_tcp_server
 from web.handshakes import GuardedConfig
 
@@ -30,6 +31,7 @@ async def serve_rest(
     shutdown_trigger: Callable[[], Awaitable[None]],
     grace_secs: float | Callable[[], float] = 30.0,
     reuse_port: bool = False,
+    max_connections: int = DoorLimits().max_connections,
     tls: Callable[[], ssl.SSLContext] | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -37,7 +39,8 @@ async def serve_rest(
     it is a function).
 
     Started with the port it listens on (`port` 0: a free one). `OSError`: it cannot listen there. `reuse_port`: other
-    processes may listen on the same one. `tls`: asked for the context of each new connection; None: cleartext.
+    processes may listen on the same one. `max_connections`: open at a time (`saga.door_limits.Places`). `tls`: asked
+    for the context of each new connection; None: cleartext.
     """
     guarded_tcp_server.install()
     guarded_h11_protocol.install()
@@ -45,7 +48,7 @@ async def serve_rest(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port)
     bound = int(listener.getsockname()[1])
-    config = GuardedConfig()
+    config = GuardedConfig(max_connections)
     config.tls = tls
     config.bind = [f"fd://{listener.detach()}"]
     config.backlog = BACKLOG

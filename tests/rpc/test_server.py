@@ -332,6 +332,12 @@ async def test_a_list_request_that_breaks_a_rule_is_refused_by_its_field(
     assert fields(error) == at_fault or len(fields(error)) == at_fault
 
 
+async def test_an_error_that_ends_with_what_the_client_sent_can_be_read_by_a_strict_client(door: Door) -> None:
+    # grpclib's own client is one: it refuses headers with blanks at their ends.
+    error = await door.refused(door.stub.GetSaga, pb.GetSagaRequest(saga_id=" "))
+    assert (error.status, error.message) == (Status.NOT_FOUND, "saga not found:")
+
+
 @pytest.mark.parametrize("wait_secs", [-1, 60.5, float("nan"), float("inf")])
 async def test_a_wait_out_of_range_is_refused_by_its_field(door: Door, wait_secs: float) -> None:
     error = await door.refused(door.stub.GetSaga, pb.GetSagaRequest(saga_id=NO_SAGA, wait_secs=wait_secs))

@@ -16,6 +16,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from bridge import open_loop, run_aio
 from rpc.server import serve_grpc
 from saga.authentication import OpenAccess
+from saga.door_limits import DoorLimits
 from saga.meter import Meter
 from server.config import ServerTls
 from server.tls import ServerContexts
@@ -69,12 +70,20 @@ class Doors:
 
 
 @asynccontextmanager
-async def open_doors(folder: Path, *, tls: bool) -> AsyncIterator[Doors]:
+async def open_doors(folder: Path, *, tls: bool = False, limits: DoorLimits | None = None) -> AsyncIterator[Doors]:
+    limits = limits or DoorLimits()
     meter = PrometheusMeter()
     made = certificate(folder, called="doors") if tls else None
     contexts = None if made is None else ServerContexts(ServerTls(cert_file=made.cert_file, key_file=made.key_file))
     async with open_loop(), orchestrator(meter) as house, trio.open_nursery() as nursery:
-        app = create_app(house.service, authenticator=OpenAccess(), drain=house.drain, version="1", meter=meter)
+        app = create_app(
+            house.service,
+            authenticator=OpenAccess(),
+            drain=house.drain,
+            version="1",
+            meter=meter,
+            limits=limits,
+        )
         stop = trio.Event()
         rest_port = await nursery.start(
             partial(
@@ -84,6 +93,7 @@ async def open_doors(folder: Path, *, tls: bool) -> AsyncIterator[Doors]:
                 0,
                 shutdown_trigger=stop.wait,
                 grace_secs=60.0,
+                max_connections=limits.max_connections,
                 tls=None if contexts is None else contexts.rest,
             )
         )
@@ -94,6 +104,7 @@ async def open_doors(folder: Path, *, tls: bool) -> AsyncIterator[Doors]:
             authenticator=OpenAccess(),
             drain=house.drain,
             meter=Meter(),
+            limits=limits,
             tls=None if contexts is None else contexts.grpc,
         ) as front:
             yield Doors(house, rest_port, front.port, made)

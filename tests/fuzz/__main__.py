@@ -1,0 +1,62 @@
+"""Fuzzing in numbers, outside of the tests:
+
+    python -m tests.fuzz --cases 10000        # calls and frames; ten times as many definitions
+    python -m tests.fuzz --hostile 10000      # that many requests of each hostile kind, and what the server grew by
+
+Ends with an error on the first thing that must not be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import trio
+
+from tests.fuzz import definitions, hostile, wire
+from tests.fuzz.target import GROWTH_BYTES, target
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="fuzzing")
+    options.add_argument("--cases", type=int, default=0, help="random gRPC calls and connections")
+    options.add_argument("--definitions", type=int, help="damaged definitions; default: ten times the cases")
+    options.add_argument("--hostile", type=int, default=0, help="requests of each hostile kind")
+    options.add_argument("--seed", type=int, help="default: another one each time")
+    chosen = options.parse_args()
+    seed = time.time_ns() % 2**32 if chosen.seed is None else chosen.seed
+    print(f"seed {seed}", flush=True)
+    if chosen.cases:
+        _wire(chosen.cases, seed)
+    if chosen.hostile:
+        _hostile(chosen.hostile)
+    if count := 10 * chosen.cases if chosen.definitions is None else chosen.definitions:
+        started = time.monotonic()
+        seen = definitions.run(count, seed)
+        print(f"definitions: {dict(seen)}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _wire(cases: int, seed: int) -> None:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, target(Path(folder)) as server:
+        seen, grown = trio.run(wire.run, server.grpc_port, cases, seed, server.rss)
+        server.check()
+    told = ", ".join(f"{what}: {count}" for what, count in sorted(seen.items()))
+    print(f"gRPC: {told}; grown by {grown >> 10} KiB, {time.monotonic() - started:.0f} s", flush=True)
+    assert grown < GROWTH_BYTES, grown
+
+
+def _hostile(count: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, target(Path(folder)) as server:
+        for name, port, sent in hostile.kinds(server.port, server.grpc_port):
+            started = time.monotonic()
+            warm, grown = trio.run(hostile.run, port, sent, count, server.rss)
+            server.check()
+            print(f"{name}: +{warm >> 10} KiB, then +{grown >> 10} KiB, {time.monotonic() - started:.0f} s", flush=True)
+            assert grown < GROWTH_BYTES, (name, grown)
+
+
+if __name__ == "__main__":
+    main()
