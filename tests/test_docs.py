@@ -8,11 +8,21 @@ from k1s0.system.saga.v1 import saga_pb2
 
 import rpc.server_errors
 import web.errors
+from rpc import guarded_h2
+from rpc.inbound import MESSAGE_SECS
+from rpc.outbound import ANSWER_SECS
+from saga import admission, half_open
 from saga.access import GRANTS, Permission, Role
+from saga.door_limits import MAX_HEADERS, SMALL_BODY_BYTES, DoorLimits
 from saga.drain import Drain
 from saga.model import TERMINAL
 from saga.transitions import TRANSITIONS
+from server.config import LimitsConfig
+from web import guarded_tcp_server
 from web.api import Api
+from web.body import BODY_SECS
+from web.handshakes import MOST_HANDSHAKES
+from web.serving import KEEP_ALIVE_SECS
 
 ROOT = Path(__file__).resolve().parent.parent
 ARROW = re.compile(r"^ +(\S+) --> (\S+?)(?:: (\w+))?$", re.MULTILINE)
@@ -53,6 +63,29 @@ def test_every_link_between_the_documents_leads_to_a_file() -> None:
         if not (document.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_document_of_limits_has_the_numbers_of_the_code() -> None:
+    text = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
+    limits = LimitsConfig()
+    head_secs, first_call_secs = guarded_tcp_server.HEAD_SECS, guarded_h2.FIRST_CALL_SECS
+    silent_secs = half_open.IDLE_SECS + half_open.PROBES * half_open.PROBE_SECS
+    for told in (
+        f"| `max_connections` | {limits.max_connections} |",
+        f"| `max_requests` | {limits.max_requests} |",
+        f"| `max_starts` | {limits.max_starts} |",
+        f"into the database | {admission.STALLED_SECS:g} s; older",
+        f"| {DoorLimits().max_body_bytes >> 20} MiB a port",
+        f"beyond {SMALL_BODY_BYTES >> 10} KiB of each",
+        f"| headers of a request | {MAX_HEADERS} |",
+        f"| {MOST_HANDSHAKES} a port |",
+        f"| {head_secs:g} s; {KEEP_ALIVE_SECS:g} s for HTTP/2 without TLS | {first_call_secs:g} s |",
+        f"| {BODY_SECS:g} s, then 400 | {MESSAGE_SECS:g} s, then",
+        f"| {KEEP_ALIVE_SECS:g} s | {guarded_h2.IDLE_SECS:g} s, then GOAWAY |",
+        f"| {guarded_tcp_server.STALLED_SECS:g} s | {guarded_h2.STALLED_SECS:g} s; {ANSWER_SECS:g} s for a message",
+        f"| {silent_secs} s: the system asks after {half_open.IDLE_SECS} s",
+    ):
+        assert told in text, told
 
 
 def test_the_api_document_has_every_route_with_what_it_answers_and_no_other() -> None:
