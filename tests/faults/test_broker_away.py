@@ -23,9 +23,9 @@ from tests.support.participants import Script, participant
 from tests.support.server_process import ServerProcess, server_process
 
 PADDING = "x" * 100_000
-WARM = 150
-WAITING = 400
-"""Events. With the payload in each they are 40 MB, twice what the server may grow by; it grows by one."""
+WARM = 100
+WAITING = 200
+"""Events. With the payload in each they are 20 MB, twice what the server may grow by; it grows by one."""
 
 SCRIPT: Script = {"Insure": [REFUSES], "*": [{"once": True}]}
 
