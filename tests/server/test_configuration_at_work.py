@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,25 @@ def test_a_retry_that_waits_longer_than_park_after_secs_leaves_memory(
             assert (saga["status"], saga["attempt"]) == ("RUNNING", 2)
             give_up_at = time.monotonic() + 10
             while sagas_in_memory(server) != in_memory:  # it has been stored, and is about to leave
+                assert time.monotonic() < give_up_at
+
+
+def test_the_limits_of_the_configuration_hold_on_both_ports(tmp_path: Path) -> None:
+    env = {"SAGA__SERVER__LIMITS__MAX_CONNECTIONS": "7", "SAGA__SERVER__LIMITS__MAX_REQUESTS": "1"}
+    with server_process(tmp_path, {}, env=env) as server:
+        server.start()
+        with ExitStack() as stack:
+            for port in (server.port, server.grpc_port):
+                opened = [
+                    stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(8)
+                ]
+                while opened[0].recv(4096):  # it gave its place to the eighth
+                    pass
+            under_way = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            under_way.sendall(b"POST /api/v1/sagas HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+            give_up_at = time.monotonic() + 20
+            while (status := server.call("GET", "/api/v1/workflows")[0]) != 503:
+                assert status == 200
                 assert time.monotonic() < give_up_at
 
 
