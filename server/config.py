@@ -160,7 +160,7 @@ class SslMode(enum.StrEnum):
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """PostgreSQL. Four of `max_open_conns` write, one listens, the others read. `max_idle_conns` of the readers are
+    """PostgreSQL. Three of `max_open_conns` write, one listens, the others read. `max_idle_conns` of the readers are
     opened at the start; a reader that has been idle for `conn_max_lifetime` seconds is closed, 0: never.
     `ssl_root_cert`, `ssl_cert` and `ssl_key` are paths of PEM files: the authorities the server's certificate is held
     against, and what we show the server."""
@@ -626,7 +626,7 @@ def _server_tls(fields: MapReader) -> ServerTls:
 
 def _database(fields: MapReader) -> DatabaseConfig:
     name, user = fields.string("name", max_chars=63), fields.string("user", max_chars=63)
-    max_open_conns = fields.integer("max_open_conns", 10, low=6, high=10_000)
+    max_open_conns = fields.integer("max_open_conns", 10, low=5, high=10_000)
     max_idle_conns = fields.integer("max_idle_conns", min(5, max_open_conns), low=0, high=10_000)
     if max_idle_conns > max_open_conns:
         wanted = f"expected at most max_open_conns ({max_open_conns})"

@@ -214,7 +214,6 @@ class PostgresStore:
         # Ids of claims and creations that may have made a worker owner although nobody was told. The next claim asks.
         self._lost_claim_ids: set[str] = set()
         self._single_writes = _Link(dsn, _READER_SESSION)
-        self._lease_link = _Link(dsn, _READER_SESSION)
         self._creation_link = _Link(dsn, _WRITER_SESSION)
         self._relay_link = _Link(dsn, _WRITER_SESSION)
         self.outbox = PostgresOutbox(self._relay_link, self._now)
@@ -229,7 +228,7 @@ class PostgresStore:
 
     @property
     def _writing_links(self) -> tuple[_Link, ...]:
-        return (self._single_writes, self._lease_link, self._creation_link, *self._move_links)
+        return (self._single_writes, self._creation_link, *self._move_links)
 
     @property
     def lanes(self) -> tuple[Lane[Any, Any], ...]:
@@ -265,10 +264,10 @@ class PostgresStore:
             answer = await run_aio(self._single_writes.exchange(say))
         return answer  # noqa: RET504  a scope may swallow, in mypy's eyes: a return inside it would not count
 
-    async def _write_or_give_up(self, link: _Link, say: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    async def _write_or_give_up(self, say: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
         """Runs a single write that a cancel cuts off, with the connection if it was begun: whether it happened is then
         unknown. For writes whose caller has no time to wait for a database that hangs."""
-        return await run_aio(link.exchange(say))
+        return await run_aio(self._single_writes.exchange(say))
 
     # --- the lanes' work ----------------------------------------------------------------------------------------------
 
@@ -584,7 +583,7 @@ class PostgresStore:
                 )
             )
 
-        return await self._write_or_give_up(self._lease_link, say)
+        return await self._write_or_give_up(say)
 
     async def release_expired_workers(self) -> int:
         async def say(connection: Connection) -> int:
@@ -618,7 +617,7 @@ class PostgresStore:
             await _fetch(connection, _Q["free_sagas_of_worker"], worker_id=worker_id)
             await _fetch(connection, _Q["remove_worker"], worker_id=worker_id)
 
-        await self._write_or_give_up(self._single_writes, say)
+        await self._write_or_give_up(say)
 
     async def remove_ended_before(self, age_secs: float, limit: int) -> int:
         async def say(connection: Connection) -> int:
@@ -803,7 +802,7 @@ async def open_postgres(
     """The store on a database. To be entered inside `bridge.open_loop()`.
 
     `dsn`: `postgresql://user:password@host:port/database?sslmode=…`. `events`: whether announcements are written to the
-    outbox. `max_connections`: four of them write, one listens, the others, at least one, read; `ready_connections` of
+    outbox. `max_connections`: three of them write, one listens, the others, at least one, read; `ready_connections` of
     the readers are opened now, and a reader that was idle for `idle_secs` (0: for ever) is closed. `migrate` False: the
     schema must be up to date already. `clock`: instants from it instead of from the database; for tests.
     `Unavailable`: the database cannot be reached. `MigrationError`: the schema does not fit.
@@ -848,5 +847,5 @@ async def open_postgres(
             await run_aio(store.close_connections())
 
 
-WRITE_CONNECTIONS = MOVE_LANES + 3
-"""One a lane of moves, one for creations, one for single writes, one for the lease."""
+WRITE_CONNECTIONS = MOVE_LANES + 2
+"""One a lane of moves, one for creations, one for single writes."""

@@ -204,7 +204,7 @@ LISTEN = "int from 0 to 65535"
             "on",
             "expected disable or allow or prefer or require or verify-ca or verify-full, got on",
         ),
-        ("database.max_open_conns", "0", "expected int from 6 to 10000, got 0"),
+        ("database.max_open_conns", "0", "expected int from 5 to 10000, got 0"),
         ("database.max_idle_conns", "-1", "expected int from 0 to 10000, got -1"),
         ("database.max_idle_conns", "11", "expected at most max_open_conns (10), got 11"),
         ("database.conn_max_lifetime", "-1", "expected number from 0 to 31536000, got -1"),
