@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import h11
+import quart.wrappers.base
 
 from saga.access import NOBODY, Principal, single_authorization
 from saga.authentication import Authenticator
@@ -46,6 +47,10 @@ PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 
 GONE = 499
 """The status noted when the client went away before it was answered; nginx's number for it."""
+
+QUART_CLIENT_GONE: type[Exception] = getattr(quart.wrappers.base, "ClientDisconnectedError", ClientGone)
+"""What quart raises since 0.23, out of the application, where the client went before its answer. (Below Python 3.13 we
+have 0.22, which does not.)"""
 
 REQUEST_ID = "saga.request_id"
 ROUTE = "saga.route"
@@ -188,7 +193,10 @@ class Door:
         ):
             operation, values = self._get, {"saga_id": saga_id}
         else:
-            await self._inner(scope, _replay(body, receive), send)
+            try:
+                await self._inner(scope, _replay(body, receive), send)
+            except* QUART_CLIENT_GONE:
+                pass  # nobody waits for the answer
             return
         scope[ROUTE] = operation.path
         request = Request(
