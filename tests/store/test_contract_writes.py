@@ -64,7 +64,10 @@ async def test_a_saga_created_with_an_owner_has_changed_hands_once_and_cannot_be
     assert await store.claim_due_sagas("worker-2", 10) == []
 
 
-@pytest.mark.parametrize("saga_id", ["", "nonsense", "{" + str(uuid.uuid4()) + "}", uuid.uuid4().hex, "'; --"])
+SOME_UUID = "3d67649b-8708-4d52-83e5-ee01e7587687"
+
+
+@pytest.mark.parametrize("saga_id", ["", "nonsense", f"{{{SOME_UUID}}}", SOME_UUID.replace("-", ""), "'; --"])
 async def test_an_id_that_is_no_uuid_is_an_id_of_no_saga(store: Store, saga_id: str) -> None:
     assert await store.get(saga_id) is None
     assert await store.step_logs(saga_id) == []
