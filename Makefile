@@ -4,6 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 SAGAS ?= 20000
 SEED ?= 0
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # The constraints hold for what builds the package too; pip reads one name or the other, by its version.
@@ -16,7 +17,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 help:
 	@echo "make demo     run three orders against three sample services; stays up until Ctrl-C"
 	@echo "              (ARGS=--once: exit when they have ended)"
-	@echo "make test     run all tests (ARGS=tests/saga: some)"
+	@echo "make test     run all tests (ARGS=tests/saga: some; JOBS=1: not two at a time)"
 	@echo "make test-kafka BOOTSTRAP=host:port"
 	@echo "              run the tests of the events against a real broker (they make topics there)"
 	@echo "make lint     ruff and mypy"
@@ -34,7 +35,7 @@ demo: $(VENV)/.runtime
 	@$(BIN)/python -m demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 test-kafka: $(VENV)/.dev
 	SAGA_TEST_KAFKA=$(BOOTSTRAP) $(BIN)/python -m pytest -q tests/kafka $(ARGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import os
 import signal
@@ -12,19 +14,31 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 START_SECS = 30.0
 
+PORTS_OF_A_WORKER = 1500
+"""Below 32000, where systems begin to take ports for connections: what is free stays so until it is used. Each worker
+of a parallel run has a range of its own."""
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_numbers = itertools.cycle(range(20_000 + _worker * PORTS_OF_A_WORKER, 20_000 + (_worker + 1) * PORTS_OF_A_WORKER))
+# Two runs at a time on one machine begin at different places.
+collections.deque(itertools.islice(_numbers, os.getpid() % PORTS_OF_A_WORKER), maxlen=0)
+
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, each another: all are held until all are known."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports nobody listens on, each another."""
+    found: list[int] = []
+    for port in itertools.islice(_numbers, PORTS_OF_A_WORKER):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no port is free")
 
 
 def free_port() -> int:
