@@ -32,7 +32,7 @@ from web.errors import MethodNotAllowed
 from web.exchange import Reply, Request, headers_by_name, peer_of
 from web.metrics import CONTENT_TYPE, PrometheusMeter
 from web.openapi import openapi
-from web.pages import PAGES, add_pages
+from web.pages import PAGES, add_pages, error_page
 from web.shared_metrics import SharedMetrics
 from web.shield_last import shield_last
 from web.sign_in import SIGN_IN, add_sign_in
@@ -188,7 +188,10 @@ def _answer_errors(app: QuartTrio, api: Api) -> None:
                 scope[PRINCIPAL], audit.Door.REST, address=peer_of(scope), request_id=scope[REQUEST_ID]
             )
             await api.note_denied(refused, asked_by, (quart.request.view_args or {}).get("saga_id"))
-        return _response(error_reply(told, scope[REQUEST_ID]))
+        reply = error_reply(told, scope[REQUEST_ID])  # which logs it
+        if quart.request.endpoint in PAGES and quart.request.method in ("GET", "HEAD"):
+            return await error_page(told, scope[REQUEST_ID])
+        return _response(reply)
 
 
 def _scope() -> dict[str, Any]:

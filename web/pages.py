@@ -19,7 +19,7 @@ from quart_trio import QuartTrio
 from saga.access import Permission
 from saga.audit import AuditAction, AuditFilter
 from saga.audit_trail import AuditPage
-from saga.errors import NotFound, RequestError
+from saga.errors import NotFound, RequestError, Unavailable
 from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog
 from saga.payload_mask import PayloadMask
@@ -28,7 +28,7 @@ from saga.service import SagaService
 from saga.workflow import Step
 from web import schema
 from web.door import PRINCIPAL
-from web.errors import status_of
+from web.errors import INTERNAL_MESSAGE, headers_of, status_of
 from web.parsing import parse_query
 from web.sign_in import PAGE_HEADERS
 
@@ -41,7 +41,7 @@ PAGES: Mapping[str, Permission] = {
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One step on the timeline: what was done, what was undone, and the words for what has not come yet."""
+    """One step on the timeline: what was done, what was undone, and the words for what is under way or due."""
 
     number: int
     name: str
@@ -49,7 +49,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     undone_by: str | None
     done: StepLog | None
     undone: StepLog | None
-    waiting: str
+    doing: str
+    undoing: str
 
 
 def add_pages(app: QuartTrio, service: SagaService, payload_mask: PayloadMask) -> None:
@@ -108,16 +109,30 @@ def add_pages(app: QuartTrio, service: SagaService, payload_mask: PayloadMask) -
 def _row(number: int, step: Step, saga: Saga, logs: list[StepLog]) -> Row:
     # The newest log of each action: a compensation that was run again has an older one.
     latest = {log.action: log for log in logs if log.step_index == number}
-    in_hand = not saga.status.is_terminal and number == saga.current_step
+    attempt = f"attempt {saga.attempt}" if saga.attempt else ""
+    runs = saga.status is SagaStatus.RUNNING and number == saga.current_step
+    undoes = saga.undo_plan[:1] == (number,)
     return Row(
         number=number + 1,
         name=step.name,
         calls=f"{step.service} · {step.method}",
         undone_by=step.compensate,
         done=latest.get(StepAction.EXECUTE),
-        undone=latest.get(StepAction.COMPENSATE),
-        waiting=f"attempt {saga.attempt}" if in_hand and saga.status is SagaStatus.RUNNING and saga.attempt else "",
+        # Of one that runs again, what came of it before is history.
+        undone=None if number in saga.undo_plan else latest.get(StepAction.COMPENSATE),
+        doing=attempt if runs else "",
+        undoing=attempt if undoes else "to be undone" if number in saga.undo_plan else "",
     )
+
+
+async def error_page(error: Exception, request_id: str) -> Response:
+    """A page in place of the one that `error` prevented."""
+    status, _ = status_of(error)
+    title = "Not now" if isinstance(error, Unavailable) else "That went wrong"
+    message = f"{INTERNAL_MESSAGE}; the log tells more under {request_id}" if status == 500 else str(error)
+    page = await _page("message.html", status, title=title, message=message)
+    page.headers.update(headers_of(error))
+    return page
 
 
 async def _page(template: str, status: int, **values: object) -> Response:
