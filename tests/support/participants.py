@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import itertools
 import json
 import os
 import signal
@@ -113,6 +114,7 @@ class Participant:
             self._options += ["--tls-cert", certificate.cert_file, "--tls-key", certificate.key_file]
         if client_ca_file is not None:
             self._options += ["--tls-client-ca", client_ca_file]
+        self._scripts = itertools.count()
         self.journal.touch()
         self.descriptor_set.write_bytes(compiled("shop.proto", *(["shop_v2.proto"] if ambiguous else [])))
         self.script({})
@@ -120,7 +122,7 @@ class Participant:
     def script(self, script: Script) -> None:
         """What to do from the next call on; the counts of `times` begin anew."""
         partial = self._script.with_suffix(".new")
-        partial.write_text(json.dumps({"after": len(self.calls()), "methods": script}))
+        partial.write_text(json.dumps({"number": next(self._scripts), "methods": script}))
         partial.rename(self._script)
 
     def start(self) -> None:
@@ -176,6 +178,8 @@ class Participant:
         calls: dict[str, dict[str, Any]] = {}
         for line in self.journal.read_text().splitlines():
             entry = json.loads(line)
+            if "script" in entry:
+                continue
             calls.setdefault(entry["call_id"], {}).update(entry)
         seen = [msgspec.convert(call, Call) for call in calls.values()]
         return [call for call in seen if method is None or call.method == method]
