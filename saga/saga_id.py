@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+PATTERN = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_UUID = re.compile(PATTERN)
 
 
 def canonical_saga_id(text: str) -> str | None:

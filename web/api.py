@@ -36,7 +36,7 @@ BASE = "/api/v1"
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One call of the API. `replies` maps a status to the type of its body; `errors` are statuses it may fail with.
-    `audited`: what the audit log calls it; None: it changes nothing."""
+    `headers` are those it reads, with their types. `audited`: what the audit log calls it; None: it changes nothing."""
 
     name: str
     method: str
@@ -48,7 +48,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     query: type[msgspec.Struct] = schema.NoQuery
     body: type[msgspec.Struct] | None = None
     body_required: bool = True
-    headers: Mapping[str, str] = {}
+    headers: Mapping[str, Any] = {}
     errors: tuple[int, ...] = ()
     audited: AuditAction | None = None
 
@@ -73,10 +73,9 @@ class Api:
                 handle=self.start_saga,
                 body=schema.StartSagaBody,
                 headers={
-                    "Idempotency-Key": "at most 255 characters; the same key with the same body answers with the same"
-                    " saga and Idempotent-Replayed: true, with another body 409",
-                    "traceparent": "W3C trace context: the saga and the calls of its participants are in this trace",
-                    "tracestate": "passed on to the participants beside traceparent",
+                    "Idempotency-Key": schema.IdempotencyKey,
+                    "traceparent": schema.TraceParent,
+                    "tracestate": schema.TraceState,
                 },
                 replies={201: schema.SagaAccepted},
                 errors=(400, 404, 409, 413, 503),

@@ -61,10 +61,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
                 for name in re.findall(r"{(\w+)}", operation.path)
             ),
             *(_query_parameter(info) for info in msgspec.structs.fields(operation.query)),
-            *(
-                {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
-                for name, description in operation.headers.items()
-            ),
+            *(_header_parameter(name, type_) for name, type_ in operation.headers.items()),
         ],
         "responses": {
             **{str(status): _response(status, type_) for status, type_ in operation.replies.items()},
@@ -94,6 +91,11 @@ def _query_parameter(info: msgspec.structs.FieldInfo) -> dict[str, Any]:
     if info.default not in (None, msgspec.NODEFAULT):
         schema["default"] = info.default
     return parameter
+
+
+def _header_parameter(name: str, type_: Any) -> dict[str, Any]:
+    schema = msgspec.json.schema(type_)
+    return {"name": name, "in": "header", "description": schema.pop("description"), "schema": schema}
 
 
 def _response(status: int, type_: type) -> dict[str, Any]:

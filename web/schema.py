@@ -18,6 +18,7 @@ from saga.audit_trail import MAX_PAGE_SIZE as MAX_AUDIT_PAGE_SIZE
 from saga.audit_trail import AuditPage
 from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog, StepStatus
+from saga.saga_id import PATTERN as SAGA_ID_PATTERN
 from saga.service import MAX_NAME, MAX_PAGE_SIZE, MAX_WAIT_SECS, SagaDetail, SagaPage
 from saga.undo_corrections import MAX_REASON
 from saga.workflow import RetryPolicy, Workflow
@@ -37,6 +38,10 @@ Moment = Annotated[
 ]
 Json = dict[str, Any]
 
+# The service itself looks at these, for both doors alike; here they are only told.
+BOUNDED = Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_NAME})
+SagaId = Annotated[str, Meta(extra_json_schema={"format": "uuid", "pattern": f"^{SAGA_ID_PATTERN}$"})]
+
 
 def inlined(type_: type[msgspec.Struct]) -> dict[str, Any]:
     """The JSON schema of a type whose fields name no other type."""
@@ -47,13 +52,27 @@ def inlined(type_: type[msgspec.Struct]) -> dict[str, Any]:
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
-class StartSagaBody(msgspec.Struct, frozen=True, kw_only=True):
+IdempotencyKey = Annotated[
+    str,
+    BOUNDED,
+    Meta(
+        description="the same key with the same body answers with the same saga and Idempotent-Replayed: true, with"
+        " another body 409"
+    ),
+]
+TraceParent = Annotated[
+    str, Meta(description="W3C trace context: the saga and the calls of its participants are in this trace")
+]
+TraceState = Annotated[str, Meta(description="passed on to the participants beside traceparent")]
+
+
+class StartSagaBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A saga to be started."""
 
-    workflow_name: Annotated[str, Meta(description="the workflow to run, in its newest version")]
+    workflow_name: Annotated[str, BOUNDED, Meta(description="the workflow to run, in its newest version")]
     payload: Annotated[Json, Meta(description="given to each step, unless its workflow says otherwise")] = {}
-    correlation_id: Annotated[str | None, Meta(description="your own id for it; can be searched for")] = None
-    initiated_by: Annotated[str | None, Meta(description="the service or person that asks")] = None
+    correlation_id: Annotated[str | None, BOUNDED, Meta(description="your own id for it; can be searched for")] = None
+    initiated_by: Annotated[str | None, BOUNDED, Meta(description="the service or person that asks")] = None
 
 
 class CompensationCorrection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,12 +87,12 @@ class CompensationCorrection(msgspec.Struct, frozen=True, kw_only=True, forbid_u
         | msgspec.UnsetType
     ) = msgspec.UNSET
     reason: (
-        Annotated[str, Meta(min_length=1, max_length=MAX_REASON, description="why; kept in the step log")]
+        Annotated[str, Meta(max_length=MAX_REASON, pattern=r"\S", description="why; kept in the step log")]
         | msgspec.UnsetType
     ) = msgspec.UNSET
 
 
-class RetryCompensationBody(msgspec.Struct, frozen=True, kw_only=True):
+class RetryCompensationBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Failed compensations to be run again. Without a body they run as they are."""
 
     # Taken as it comes: the service alone knows which steps there are, and finds all faults at once.
@@ -81,12 +100,20 @@ class RetryCompensationBody(msgspec.Struct, frozen=True, kw_only=True):
         Json,
         Meta(
             description="by the name of the step; steps that are not named run again as they are",
-            extra_json_schema={"additionalProperties": inlined(CompensationCorrection)},
+            extra_json_schema={
+                "additionalProperties": {
+                    **inlined(CompensationCorrection),
+                    "oneOf": [
+                        {"required": ["input"], "properties": {"mark_done": False}},
+                        {"required": ["mark_done", "reason"], "properties": {"input": False}},
+                    ],
+                }
+            },
         ),
     ] = {}
 
 
-class RegisterWorkflowBody(msgspec.Struct, frozen=True, kw_only=True):
+class RegisterWorkflowBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A workflow to be registered."""
 
     workflow_yaml: Annotated[str, Meta(description="the definition in YAML, at most 256 KiB")]
@@ -126,7 +153,7 @@ class ListAuditQuery(msgspec.Struct, frozen=True, kw_only=True):
     page_size: Annotated[
         int, Meta(ge=1, le=MAX_AUDIT_PAGE_SIZE, extra={"expected": f"int from 1 to {MAX_AUDIT_PAGE_SIZE}"})
     ] = DEFAULT_AUDIT_PAGE_SIZE
-    saga_id: Annotated[str | None, Meta(description="also of a saga that is not kept any more")] = None
+    saga_id: Annotated[SagaId | None, Meta(description="also of a saga that is not kept any more")] = None
     principal: Text | None = None
     action: Annotated[AuditAction | None, Meta(extra={"expected": "one of " + ", ".join(AuditAction)})] = None
     created_after: Annotated[Moment | None, Meta(description="inclusive")] = None
