@@ -223,7 +223,7 @@ class Servicer(SagaServiceBase):
             elif status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED):
                 log.info("access_refused method=%s request_id=%s reason=%s", method, caller.request_id, error)
             elif isinstance(error, Unavailable):
-                log.warning("grpc_unavailable method=%s request_id=%s error=%s", method, caller.request_id, error)
+                log.info("grpc_unavailable method=%s request_id=%s error=%s", method, caller.request_id, error)
             await stream.send_trailing_metadata(
                 status=told.status,
                 status_message=told.message,

@@ -62,6 +62,7 @@ class Readiness:
         self._drain = drain
         self._optional_checks = dict(optional_checks or {})
         self._schema: SchemaState | None = None
+        self._reasons: dict[str, object] = {}
         self._schema_until = -1.0
         self.rejected_workflow_files = 0
         """Files of the workflow folder whose definitions did not load; the log names them."""
@@ -83,6 +84,7 @@ class Readiness:
             for name, check in self._optional_checks.items():
                 nursery.start_soon(ask, name, partial(_word, check))
         # Beside a newer schema an older release goes on: its tables are all there while a new release is rolled out.
+        self._note_faults(checks)
         vital = all(checks[name] == OK for name in ("database", "lease", "worker"))
         vital = vital and checks["migrations"] in (OK, SchemaState.NEWER)
         well = all(word == OK for word in checks.values())
@@ -103,8 +105,7 @@ class Readiness:
                 word, reason = await check(), ""
             except SagaError as error:
                 word, reason = "unavailable", error
-        if word != OK and (self.last is None or self.last.checks.get(name) != word):
-            log.warning("check_failed check=%s outcome=%s error=%s", name, word, reason)
+        self._reasons[name] = reason
         return word
 
     async def _schema_word(self) -> str:
@@ -112,6 +113,16 @@ class Readiness:
             self._schema = await self._service.schema_state()
             self._schema_until = trio.current_time() + SCHEMA_KEPT_SECS
         return OK if self._schema is SchemaState.CURRENT else self._schema
+
+    def _note_faults(self, checks: Mapping[str, str]) -> None:
+        """Logs what has begun to fail, or fails in another way."""
+        for name, reason in self._reasons.items():
+            before = OK if self.last is None else self.last.checks.get(name, OK)
+            if checks[name] in (OK, before) or {checks[name], before} == {"unavailable", "timeout"}:
+                continue
+            if name == "migrations" and checks["database"] != OK:
+                continue  # for the database's reason, which has its line
+            log.warning("check_failed check=%s outcome=%s error=%s", name, checks[name], reason)
 
     def _noted(self, report: Report) -> Report:
         before = Health.HEALTHY if self.last is None else self.last.health

@@ -13,12 +13,14 @@ from datetime import datetime
 import msgspec
 import trio
 
+from saga.endings import note_end
 from saga.errors import MappingFailed, RowRejected, Unavailable
 from saga.mapping import build_request
 from saga.meter import Meter
 from saga.model import Json, SagaStatus, StepAction
 from saga.ports import Answer, Claimed, Clock, Outcome, Record, Recorded, StepCall, StepCaller, Store
-from saga.tracing import Tracer, attempt_span, context_of_attempt, saga_span
+from saga.store_outage import StoreOutage
+from saga.tracing import Tracer, attempt_span, context_of_attempt
 from saga.transitions import (
     Call,
     CancelObserved,
@@ -56,6 +58,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     draw: Callable[[], float]
     park_after_secs: float
     tracer: Tracer = Tracer()
+    outage: StoreOutage = msgspec.field(default_factory=StoreOutage)
 
     def seconds_left(self, until: datetime | None, secs: float, told_within_secs: float) -> float:
         """Seconds from now to an instant that was `secs` away when the store spoke, which was at most
@@ -252,24 +255,20 @@ class SagaRun:
         before, saga = self.saga, recorded.saga
         for entry in record.logs:
             engine.meter.step_ended(saga.workflow_name, entry.action, entry.status)
-        if not before.status.is_terminal and saga.status.is_terminal:
-            lasted = (saga.updated_at - saga.created_at).total_seconds()
-            engine.meter.saga_ended(saga.workflow_name, saga.status, lasted)
-            if engine.tracer.enabled:
-                engine.tracer.keep(saga_span(saga))
-            if saga.status is not SagaStatus.COMPLETED:
-                log.info("saga_ended saga_id=%s status=%s error=%r", saga.saga_id, saga.status, saga.error_message)
         if isinstance(fact, StepSucceeded):
             self._responses[self._definition.steps[before.current_step].name] = fact.response or {}
         elif isinstance(fact, CompensationFailed):
             engine.meter.compensation_failed(saga.workflow_name)
             log.error(
-                "compensation_failed saga_id=%s step=%s code=%s message=%r",
+                "compensation_failed saga_id=%s step=%s code=%s message=%r hint=%s",
                 saga.saga_id,
                 self._definition.steps[before.undo_plan[0]].name,
                 fact.code,
                 fact.message,
+                f"mend the cause, then POST /api/v1/sagas/{saga.saga_id}/retry-compensation when the saga has ended",
             )
+        if not before.status.is_terminal and saga.status.is_terminal:
+            note_end(saga, engine.meter, engine.tracer)
         if saga.attempt <= 1:
             self._action_began = None
         now = trio.current_time()
@@ -283,17 +282,19 @@ class SagaRun:
 
     async def _write(self, fact: Fact) -> tuple[Record, Recorded]:
         """Stores the move; goes on trying while the store is away. `LeaseLost`: another owner has the saga."""
+        engine = self._engine
         pause_secs, longest = STORE_PAUSE_SECS
-        saga, at, bare = self.saga, self._engine.clock.now(), False
+        saga, at, bare = self.saga, engine.clock.now(), False
         while True:
             record = self._parked_if_long(advance(saga, self._definition, fact, at))
             if bare:
                 record = without_payloads(record)
             try:
-                recorded = await self._engine.store.record(record)
+                recorded = await engine.store.record(record)
             except Unavailable as error:
                 # The same move may be sent again: if it had landed, the store finds its revision and says so.
-                log.warning("store_unavailable saga_id=%s error=%s", saga.saga_id, error)
+                engine.outage.failed("moves", error)
+                log.debug("move_not_stored saga_id=%s error=%s", saga.saga_id, error)
                 await trio.sleep(pause_secs)
                 pause_secs = min(pause_secs * 2, longest)
             except RowRejected as error:
@@ -303,6 +304,7 @@ class SagaRun:
                 log.error("payload_rejected saga_id=%s error=%s", saga.saga_id, error)
                 bare = True
             else:
+                engine.outage.answered("moves")
                 if recorded.landed:
                     return record, recorded
                 # A cancel request had come before the end: the same fact means something else now.

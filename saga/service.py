@@ -6,6 +6,7 @@ Parsing a request into these calls and mapping their errors is the business of `
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,22 +19,25 @@ import trio
 
 from saga import transitions
 from saga.admission import Admission
-from saga.audit import IN_PROCESS, AuditAction, NewAuditEntry, Requester
+from saga.audit import IN_PROCESS, Requester
 from saga.audit_trail import AuditTrail
 from saga.catalog import Catalog
+from saga.endings import note_end
 from saga.errors import Conflict, Detail, LeaseLost, NotFound, Unavailable, refused
 from saga.json_bounds import encode_within_bounds
 from saga.log_fields import note_saga
 from saga.meter import Meter
-from saga.model import Json, Saga, SagaStatus, StepLog, UndoCorrection
+from saga.model import Json, Saga, SagaStatus, StepLog
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, SchemaState, Store, UndoDebt
 from saga.saga_id import canonical_saga_id
 from saga.supervisor import Supervisor
-from saga.tracing import TraceContext, Tracer, read_traceparent, read_tracestate, saga_span
-from saga.undo_corrections import read_corrections
+from saga.tracing import TraceContext, Tracer, read_traceparent, read_tracestate
+from saga.undo_corrections import read_corrections, retry_entries
 from saga.watchers import Subscription, Watchers
 from saga.workflow import Workflow, WorkflowDefinition
 from saga.workflow_yaml import parse_workflow
+
+log = logging.getLogger("saga.service")
 
 MAX_NAME = 255
 """Characters in workflow_name, correlation_id, initiated_by and an idempotency key: the columns' width."""
@@ -292,6 +296,7 @@ class SagaService:
         note_saga(saga)
         if saga.status.is_terminal:
             raise Conflict(f"saga {saga.saga_id} is already {saga.status}")
+        log.info("cancel_accepted saga_id=%s status=%s principal=%s", saga.saga_id, saga.status, asked_by.principal)
         if not self._supervisor.cancel(saga.saga_id):
             await self._settle_if_waiting(saga)
         return saga
@@ -303,7 +308,7 @@ class SagaService:
                 record = transitions.advance(
                     saga, (await self._definition(saga)).definition, transitions.CancelObserved(), self._clock.now()
                 )
-                self._note_end(await self._record(record))
+                note_end(await self._record(record), self._meter, self._tracer)
             except (LeaseLost, NotFound):
                 # Claimed meanwhile: the worker that has it sees the request in the row. Or its definition is gone: the
                 # request is stored all the same.
@@ -330,23 +335,25 @@ class SagaService:
         corrections = read_corrections(steps or {}, definition, saga.undo_failed, self.max_payload_bytes)
         asked = transitions.UndoRetryRequested(corrections=corrections)
         record = transitions.advance(saga, definition, asked, self._clock.now())
-        audit = _retry_entries(saga, record.after, definition, corrections, asked_by)
+        audit = retry_entries(saga, record.after, definition, corrections, asked_by)
         try:
             # Freed by the same write: the worker that ended it still stands in the row, and runs it no more.
             after = await self._record(msgspec.structs.replace(record, release=True, audit=audit))
         except LeaseLost:
             raise Conflict(f"saga {saga.saga_id} is being changed by another request") from None
+        log.info(
+            "compensation_retry_accepted saga_id=%s failed=%d corrected=%d marked_done=%d principal=%s",
+            saga.saga_id,
+            len(saga.undo_failed),
+            sum(correction.request is not None for correction in corrections.values()),
+            sum(correction.request is None for correction in corrections.values()),
+            asked_by.principal,
+        )
         if after.status.is_terminal:
-            self._note_end(after)
+            note_end(after, self._meter, self._tracer)
         else:
             self._supervisor.wake()
         return after
-
-    def _note_end(self, saga: Saga) -> None:
-        lasted = (saga.updated_at - saga.created_at).total_seconds()
-        self._meter.saga_ended(saga.workflow_name, saga.status, lasted)
-        if self._tracer.enabled:
-            self._tracer.keep(saga_span(saga))
 
     async def _definition(self, saga: Saga) -> Workflow:
         return await self._catalog.version(saga.workflow_name, saga.workflow_version)
@@ -371,6 +378,11 @@ class SagaService:
         registered = await self._store.register_workflow(definition, source, asked_by)
         workflow = Workflow(definition=definition, version=registered.version)
         self._catalog.note(workflow)
+        if registered.changed and asked_by is not IN_PROCESS:  # who asked in here names the file
+            log.info(
+                "workflow_registered name=%s version=%d principal=%s",
+                *(definition.name, registered.version, asked_by.principal),
+            )
         return RegisteredWorkflow(workflow=workflow, changed=registered.changed)
 
     async def _superseding(self, definition: WorkflowDefinition) -> Workflow | None:
@@ -426,38 +438,6 @@ class SagaService:
     def is_draining(self) -> bool:
         """The worker has been told to stop and takes no new work."""
         return self._supervisor.is_draining
-
-
-def _retry_entries(
-    before: Saga,
-    after: Saga,
-    definition: WorkflowDefinition,
-    corrections: Mapping[int, UndoCorrection],
-    asked_by: Requester,
-) -> tuple[NewAuditEntry, ...]:
-    """What is entered of a retry: the retry, and each correction that came with it."""
-
-    def entry(action: AuditAction, **more: Any) -> NewAuditEntry:
-        return NewAuditEntry(
-            action=action,
-            asked_by=asked_by,
-            saga_id=before.saga_id,
-            workflow_name=before.workflow_name,
-            workflow_version=before.workflow_version,
-            **more,
-        )
-
-    def corrected(index: int, correction: UndoCorrection) -> NewAuditEntry:
-        action = AuditAction.MARK_DONE if correction.request is None else AuditAction.CORRECT_COMPENSATION
-        return entry(action, step_name=definition.steps[index].name, reason=correction.reason)
-
-    failed = [definition.steps[index].name for index in before.undo_failed]
-    retried = entry(
-        AuditAction.RETRY_COMPENSATION,
-        before={"status": before.status.value, "revision": before.revision, "undo_failed": failed},
-        after={"status": after.status.value, "revision": before.revision + 1},
-    )
-    return (retried, *(corrected(index, one) for index, one in sorted(corrections.items())))
 
 
 def _check_text(details: list[Detail], field: str, value: str) -> None:

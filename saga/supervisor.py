@@ -225,15 +225,15 @@ class Supervisor:
             try:
                 freed = await self._engine.store.release_expired_workers()
                 self._engine.meter.sagas_freed(freed)
-                if freed:
-                    log.info("sagas_freed count=%d", freed)
+                _note_freed(freed)
                 now = trio.current_time()
                 await self._engine.store.register_worker(self.worker_id, self._limits.lease_secs)
             except Unavailable as error:
-                log.warning("store_unavailable error=%s", error)
+                self._engine.outage.failed("leases", error)
                 await trio.sleep(pause_secs)
                 pause_secs = min(pause_secs * 2, longest)
             else:
+                self._engine.outage.answered("leases")
                 # An answer that took longer leaves too little of the lease to begin anything on the strength of it.
                 if trio.current_time() < now + self._limits.lease_secs / 3:
                     self._lease_ends = now + self._limits.lease_secs
@@ -266,12 +266,15 @@ class Supervisor:
                 with trio.fail_after(max(0.0, min(lease_secs / 3, last - now))):
                     held = await self._engine.store.renew_lease(self.worker_id, lease_secs)
             except (Unavailable, trio.TooSlowError) as error:
-                log.warning("lease_not_renewed worker_id=%s error=%s", self.worker_id, error)
+                reason = str(error) or "it takes too long to renew the lease"
+                self._engine.outage.failed("leases", reason)
+                log.debug("lease_not_renewed worker_id=%s error=%s", self.worker_id, reason)
                 due = trio.current_time() + lease_secs / 15
                 if due < last:
                     continue
                 held = False
             if held:
+                self._engine.outage.answered("leases")
                 self._lease_ends = now + lease_secs
                 due = now + lease_secs / 3
                 continue
@@ -295,16 +298,19 @@ class Supervisor:
                     next_sweep = trio.current_time() + POLL_SECS
                     freed = await self._engine.store.release_expired_workers()
                     self._engine.meter.sagas_freed(freed)
+                    _note_freed(freed)
                     self._backlog |= freed > 0
                     await self._release_what_nobody_runs()
                     await self._pass_on_cancel_requests()
                     claimed = await self.claim_once()
+                    self._engine.outage.answered("claims")
                 else:
                     if self._cancels_unread:
                         await self._pass_on_cancel_requests()
                     claimed = await self.claim_once() if self._backlog or self._told_of_work else 0
             except Unavailable as error:
-                log.warning("claim_failed error=%s", error)
+                self._engine.outage.failed("claims", error)
+                log.debug("claim_failed error=%s", error)
                 claimed = 0
                 await trio.sleep(POLL_SECS)
             if claimed and self.room > 0:
@@ -431,6 +437,10 @@ class Supervisor:
 
     async def _supervise(self, run: SagaRun) -> None:
         with about_saga(run.saga):
+            if run.saga.status is not SagaStatus.STARTED:
+                log.info(
+                    "saga_resumed saga_id=%s status=%s epoch=%d", run.saga.saga_id, run.saga.status, run.saga.epoch
+                )
             await self._see_through(run)
 
     async def _see_through(self, run: SagaRun) -> None:
@@ -444,7 +454,8 @@ class Supervisor:
             self._engine.meter.lease_lost()
         except* Unavailable as errors:
             # Only met when it was to be freed; moves wait for the store.
-            log.warning("saga_not_released saga_id=%s error=%s", saga_id, errors.exceptions[0])
+            self._engine.outage.failed("releases", errors.exceptions[0])
+            log.debug("saga_not_released saga_id=%s error=%s", saga_id, errors.exceptions[0])
             self._doubt()
         except* Exception as errors:  # noqa: BLE001  # one saga's bug never ends another saga
             await self._put_aside(run.saga, errors)
@@ -465,3 +476,8 @@ class Supervisor:
         except Exception as again:  # noqa: BLE001  # the last line of defence between one saga and all others
             log.error("saga_not_released saga_id=%s error=%s", saga.saga_id, again)
             self._doubt()
+
+
+def _note_freed(count: int) -> None:
+    if count:
+        log.info("sagas_freed count=%d reason=%s", count, "the lease of the worker that had them has ended")

@@ -1,4 +1,5 @@
-"""Reads what an operator corrects about failed compensations, with every fault at once. Pure.
+"""Reads what an operator corrects about failed compensations, with every fault at once, and says what the audit log is
+told of it. Pure.
 
     {"charge": {"input": {"receipt_id": "r-7"}}, "reserve": {"mark_done": true, "reason": "freed by hand, ticket 4711"}}
 
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from saga.audit import AuditAction, NewAuditEntry, Requester
 from saga.errors import Detail, Invalid, PayloadTooLarge
 from saga.json_bounds import encode_within_bounds
-from saga.model import Json, UndoCorrection
+from saga.model import Json, Saga, UndoCorrection
 from saga.workflow import WorkflowDefinition
 
 MAX_REASON = 1000
@@ -106,3 +108,35 @@ class _Reader:
 
 def _shown(name: str) -> str:
     return name if name.isprintable() and len(name) <= 255 else "?"
+
+
+def retry_entries(
+    before: Saga,
+    after: Saga,
+    definition: WorkflowDefinition,
+    corrections: Mapping[int, UndoCorrection],
+    asked_by: Requester,
+) -> tuple[NewAuditEntry, ...]:
+    """What the audit log is told of a retry: the retry, and each correction that came with it."""
+
+    def entry(action: AuditAction, **more: Any) -> NewAuditEntry:
+        return NewAuditEntry(
+            action=action,
+            asked_by=asked_by,
+            saga_id=before.saga_id,
+            workflow_name=before.workflow_name,
+            workflow_version=before.workflow_version,
+            **more,
+        )
+
+    def corrected(index: int, correction: UndoCorrection) -> NewAuditEntry:
+        action = AuditAction.MARK_DONE if correction.request is None else AuditAction.CORRECT_COMPENSATION
+        return entry(action, step_name=definition.steps[index].name, reason=correction.reason)
+
+    failed = [definition.steps[index].name for index in before.undo_failed]
+    retried = entry(
+        AuditAction.RETRY_COMPENSATION,
+        before={"status": before.status.value, "revision": before.revision, "undo_failed": failed},
+        after={"status": after.status.value, "revision": before.revision + 1},
+    )
+    return (retried, *(corrected(index, one) for index, one in sorted(corrections.items())))

@@ -40,18 +40,19 @@ from saga.readiness import OK, Readiness
 from saga.retention import AuditRetention, Retention
 from saga.runner import STORE_PAUSE_SECS, Engine
 from saga.service import RegisteredWorkflow, SagaService
+from saga.store_outage import StoreOutage
 from saga.supervisor import Limits, Supervisor
 from saga.tracing import Tracer
 from saga.watchers import Watchers
 from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 from server.config import Config, ConfigInvalid, KafkaConfig
-from server.errors import CannotStart
+from server.errors import CannotStart, refused_by_database
 from server.jwks import KeySet
 from server.redaction import Mask, secrets_of
 from server.tls import ServerContexts, TlsFilesInvalid, file_problems
 from server.tokens import TokenVerifier
 from server.version import product_version
-from store.errors import MigrationError, StoreInUse
+from store.errors import MigrationError, StoreInUse, StoreRefuses
 from store.instants import SystemClock
 from store.kafka import KafkaPublisher, KafkaSettings
 from store.outbox import Relay
@@ -95,6 +96,24 @@ def serve(config: Config, *, insecure: bool = False, seat: Seat | None = None) -
     if isinstance(outcome, CannotStart):
         raise outcome
     return outcome
+
+
+def tell_beginnings(config: Config, config_file: Path | None, workers: int) -> None:
+    """Logs what this server is about to run on, for whoever asks later which release, file or store it was."""
+    if config.database is None:
+        store = f"sqlite:{MEMORY if config.saga.in_memory else config.saga.database_file}"
+    else:
+        store = f"postgres:{config.database.user}@{config.database.host}:{config.database.port}/{config.database.name}"
+    log.info(
+        "starting version=%s python=%s pid=%d workers=%d config=%s store=%s workflow_dir=%s",
+        product_version(),
+        platform.python_version(),
+        os.getpid(),
+        workers,
+        config_file,
+        store,
+        config.saga.workflow_dir,
+    )
 
 
 def check(config: Config, *, insecure: bool) -> None:
@@ -185,9 +204,10 @@ async def _run(config: Config, seat: Seat | None) -> int:
     async with trio.open_nursery() as nursery:
         await nursery.start(_signals, drain, nursery.cancel_scope)
         async with AsyncExitStack() as stack:
-            store = await _opened_store(stack, config, drain)
+            outage = StoreOutage()
+            store = await _opened_store(stack, config, drain, outage)
             if store is not None:
-                await _serve_on(store, config, drain, seat)
+                await _serve_on(store, config, drain, seat, outage)
         cut_off = False
         nursery.cancel_scope.cancel()
     if cut_off:
@@ -209,9 +229,10 @@ async def _opened_embedded(stack: AsyncExitStack, config: Config, events: bool) 
         raise CannotStart(f"{path}: {error}") from error
 
 
-async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> AnyStore | None:
+async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain, outage: StoreOutage) -> AnyStore | None:
     """The store the configuration names. A database that is away is waited for; None: told to stop meanwhile."""
     events = config.kafka is not None
+    host_unknown = False
     pause_secs, longest = STORE_PAUSE_SECS
     try:
         if config.database is None:
@@ -228,8 +249,15 @@ async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> 
                         idle_secs=database.conn_max_lifetime,
                     )
                 )
+            except StoreRefuses as error:
+                raise refused_by_database(error) from error
             except Unavailable as error:
-                log.warning("database_unavailable host=%s port=%d error=%s", database.host, database.port, error)
+                # Waited for all the same: in many installations the name comes with the database.
+                if isinstance(error.__cause__, socket.gaierror) and not host_unknown:
+                    host_unknown = True
+                    hint = "look at database.host, or DATABASE_URL; it is waited for"
+                    log.error("database_host_unknown host=%s hint=%s", database.host, hint)
+                outage.failed("start", f"{database.host}:{database.port}: {error}")
             with drain.ends_early() as pause:
                 await trio.sleep(pause_secs)
             if pause.cancelled_caught:
@@ -239,7 +267,7 @@ async def _opened_store(stack: AsyncExitStack, config: Config, drain: Drain) -> 
         raise CannotStart(str(error)) from error
 
 
-async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | None) -> None:
+async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | None, outage: StoreOutage) -> None:
     """The server, from the first claim of a saga to the last answer of a drain."""
     clock, meter, watchers, catalog = SystemClock(), PrometheusMeter(), Watchers(), Catalog(store)
     caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
@@ -255,6 +283,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             draw=random.random,
             tracer=tracer,
             park_after_secs=config.saga.park_after_secs,
+            outage=outage,
         ),
         catalog,
         worker_id=worker_id,
@@ -339,7 +368,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             if shared is not None:
                 workers.start_soon(shared.run)
             with drain.ends_early():
-                loaded = await load_workflows(service, config.saga.workflow_dir)
+                loaded = await load_workflows(service, config.saga.workflow_dir, outage)
                 readiness.rejected_workflow_files = len(loaded.rejected)
             workers.start_soon(readiness.run)
             async with trio.open_nursery() as doors:
@@ -520,9 +549,10 @@ class Loaded(NamedTuple):
     rejected: tuple[Path, ...]
 
 
-async def load_workflows(service: SagaService, folder: Path) -> Loaded:
+async def load_workflows(service: SagaService, folder: Path, outage: StoreOutage | None = None) -> Loaded:
     """Registers the definitions in a folder, by file name. A bad file is reported, line by line, and the others still
     load."""
+    outage = outage or StoreOutage()
     seen: dict[str, Path] = {}
     rejected: list[Path] = []
     for file, text in await trio.to_thread.run_sync(_workflow_files, folder):
@@ -537,7 +567,7 @@ async def load_workflows(service: SagaService, folder: Path) -> Loaded:
                 )
                 rejected.append(file)
                 continue
-            registered = await _registered(service, text)
+            registered = await _registered(service, text, outage)
             if registered.superseded:
                 log.warning("workflow_superseded file=%s name=%s version=%d", file, name, registered.workflow.version)
             elif registered.changed:
@@ -555,14 +585,14 @@ async def load_workflows(service: SagaService, folder: Path) -> Loaded:
     return Loaded(len(seen), tuple(rejected))
 
 
-async def _registered(service: SagaService, text: bytes) -> RegisteredWorkflow:
+async def _registered(service: SagaService, text: bytes, outage: StoreOutage) -> RegisteredWorkflow:
     """Registers a file's definition; waits for a store that is away, as the rest of the start does."""
     pause_secs, longest = STORE_PAUSE_SECS
     while True:
         try:
             return await service.register_workflow(text, unless_superseded=True)
         except Unavailable as error:
-            log.warning("store_unavailable error=%s", error)
+            outage.failed("workflows", error)
         await trio.sleep(pause_secs)
         pause_secs = min(pause_secs * 2, longest)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,20 +85,21 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     """argparse's type of a number of processes."""
-    if not 1 <= (count := int(text)) <= MAX_WORKERS:
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_WORKERS:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to {MAX_WORKERS}, got {text}")
-    return count
+    return int(text)
 
 
 def _fail(message: str) -> int:
-    print(f"saga: {message}", file=sys.stderr)
+    for line in message.splitlines():
+        print(f"saga: {line}", file=sys.stderr)
     return 1
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     from saga.payload_mask import PayloadMask
     from server import app, logs
-    from server.config import ConfigInvalid, load_config
+    from server.config import ConfigInvalid, config_file, load_config
     from server.errors import CannotStart
     from server.redaction import secrets_of
     from server.workers import serve_workers
@@ -109,6 +111,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             secrets=secrets_of(config),
             payload_mask=PayloadMask(config.observability.redact),
         )
+        app.tell_beginnings(config, config_file(arguments.config, os.environ), arguments.workers)
         if arguments.workers > 1:
             return serve_workers(config, arguments.workers, insecure=arguments.insecure)
         return app.serve(config, insecure=arguments.insecure)

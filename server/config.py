@@ -349,7 +349,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     The file is `path` (`--config`), else the one `CONFIG_PATH` names, else `config/config.yaml` if there is one; with
     none of them the built-in defaults hold. `environ` is where `${VAR}`, `SAGA__...` and `DATABASE_URL` are looked up.
     """
-    source = _source(path, environ)
+    source = config_file(path, environ)
     faults = Faults()
     root: Node | None = Fields({}, Mark(line=None, column=None))
     if source is not None:
@@ -366,7 +366,8 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     return config
 
 
-def _source(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+def config_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file `load_config` reads; None: there is none."""
     if path is not None:
         return path
     if environ.get("CONFIG_PATH"):

@@ -6,9 +6,9 @@ import trio
 
 from saga.errors import Unavailable
 from server.config import Config
-from server.errors import CannotStart
+from server.errors import CannotStart, refused_by_database
 from store import schema
-from store.errors import MigrationError
+from store.errors import MigrationError, StoreRefuses
 from store.migrations import MigrationStatus
 
 
@@ -27,5 +27,7 @@ def migrate(config: Config, direction: str, to: int | None) -> list[MigrationSta
         elif direction == "down":
             trio.run(schema.migrate_down, address, to)
         return trio.run(schema.migration_status, address)
+    except StoreRefuses as error:
+        raise refused_by_database(error) from error
     except (MigrationError, Unavailable) as error:
         raise CannotStart(str(error)) from error

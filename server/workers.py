@@ -111,7 +111,11 @@ def _held(key: str, host: str, port: int) -> Iterator[int]:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((host, port))
         except OSError as error:
-            raise CannotStart(f"{key}: cannot listen on {host}:{port}: {error.strerror or error}") from error
+            reason = f"cannot listen on {host}:{port}: {error.strerror or error}"
+            if error.errno == errno.EADDRINUSE:
+                # Who restarts us does so at once after a kill, and would look for a stranger.
+                reason += " (workers whose parent was killed hold it until they have drained)"
+            raise CannotStart(f"{key}: {reason}") from error
         yield int(held.getsockname()[1])
 
 
@@ -223,7 +227,8 @@ class Supervision:
                     os.close(worker.pipe)
             return self._work(number, partial(_say_ready, pipe))
         except (ConfigInvalid, CannotStart) as error:
-            print(f"saga: worker {number}: {error}", file=sys.stderr)
+            for line in str(error).splitlines():
+                print(f"saga: worker {number}: {line}", file=sys.stderr)
             return EXIT_CANNOT_START
         except BaseException:  # nothing may get past into the parent's code, of which this is a copy
             log.exception("worker_crashed")

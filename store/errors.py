@@ -3,6 +3,7 @@
 saga.errors.SagaError
 +-- saga.errors.Unavailable
 |   +-- StoreInUse              another process has the embedded database open
+|   +-- StoreRefuses            the database is there and will not have us: a person has to mend that
 +-- MigrationError              schema and code do not fit
     +-- SchemaNewer             the database was migrated by a newer release than this
     +-- MigrationChanged        a migration that was applied is not the file at hand
@@ -15,6 +16,11 @@ from saga.errors import SagaError, Unavailable
 
 class StoreInUse(Unavailable):
     """Another process has the embedded database open; the text names the file."""
+
+
+class StoreRefuses(Unavailable):
+    """The database is there and will not have us: the password, its name, a right, a certificate. Waiting does not help
+    a server that is just being started; one that runs goes on trying, as a person may mend it over there."""
 
 
 class MigrationError(SagaError):

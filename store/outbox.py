@@ -328,8 +328,11 @@ class Relay:
                 await self._settle(settled)
         self.published += len(published)
         self.dead += len(dead)
+        saga_ids = {event.id: event.saga_id for event in events}
         for one in dead:
-            log.error("event_refused id=%d topic=%s reason=%s", one.id, one.topic, one.reason)
+            log.error(
+                "event_refused id=%d topic=%s reason=%s saga_id=%s", one.id, one.topic, one.reason, saga_ids[one.id]
+            )
         return Pass(
             published=len(published),
             dead=len(dead),

@@ -698,12 +698,22 @@ class PostgresStore:
     async def listen(self, tell: Callable[[Notice], None]) -> None:
         first, longest = LISTEN_PAUSE_SECS
         pause_secs = first
+        listening = True  # that it never came to it is told as well
+
+        def told(notice: Notice) -> None:
+            nonlocal listening
+            if isinstance(notice, NoticesMissed):
+                listening = True
+            tell(notice)
+
         while True:
             began = trio.current_time()
             try:
-                await run_aio(self._listen_until_lost(tell))
+                await run_aio(self._listen_until_lost(told))
             except Unavailable as error:
-                log.warning("notices_lost error=%s", error)
+                # Nothing depends on notices: the poll behind them finds the same, up to a second later.
+                level, listening = (logging.INFO if listening else logging.DEBUG), False
+                log.log(level, "notices_lost error=%s", error)
             if trio.current_time() - began > longest:
                 pause_secs = first
             await trio.sleep(pause_secs)

@@ -2,18 +2,21 @@
 
 the content of one row       -> RowRejected     (classes 22, 23, 54; the driver's own refusal of a value)
 two transactions in a knot   -> TryAgain        (class 40; inside the store only)
-the environment              -> Unavailable     (connections, resources, operators, credentials, time-outs)
+it will not have us          -> StoreRefuses    (credentials, rights, no such database, a certificate, a bad DSN)
+the environment              -> Unavailable     (connections, resources, operators, time-outs)
 anything else                -> not translated: our own bug, raised as it is
 """
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import asyncpg
 
 from saga.errors import RowRejected, SagaError, Unavailable
+from store.errors import StoreRefuses
 
 
 class TryAgain(SagaError):
@@ -24,9 +27,13 @@ class NothingSent(Unavailable):
     """No connection could be opened, so nothing can have happened either."""
 
 
-_ENVIRONMENT_CLASSES = frozenset({"08", "28", "53", "55", "57", "58", "3D"})
-"""SQLSTATE classes: connection, authorization, resources, object state (a lock not to be had), operator, system, no
-such database."""
+_REFUSING_CLASSES = frozenset({"28", "3D"})
+"""SQLSTATE classes: authorization, no such database."""
+
+_NO_RIGHT = "42501"
+
+_ENVIRONMENT_CLASSES = frozenset({"08", "53", "55", "57", "58"})
+"""SQLSTATE classes: connection, resources, object state (a lock not to be had), operator, system."""
 
 _ENVIRONMENT_STATES = frozenset({"25006", "25P03", "F0000", "XX001", "XX002"})
 """Read-only after a failover; a transaction that stood still; a bad configuration file; damaged data or index."""
@@ -45,14 +52,19 @@ def translation_of(error: BaseException) -> type[SagaError] | None:
             return RowRejected
         if state[:2] == "40":
             return TryAgain
+        if state[:2] in _REFUSING_CLASSES or state == _NO_RIGHT:
+            return StoreRefuses
         if state[:2] in _ENVIRONMENT_CLASSES or state in _ENVIRONMENT_STATES:
             return Unavailable
         return None
     if isinstance(error, asyncpg.InterfaceError):
         # The driver's DataError is a ValueError: a value it cannot send. Its other refusals are about the connection.
         # A bad DSN is a ValueError too, but no row's fault.
-        content = isinstance(error, ValueError) and not isinstance(error, asyncpg.ClientConfigurationError)
-        return RowRejected if content else Unavailable
+        if isinstance(error, asyncpg.ClientConfigurationError):
+            return StoreRefuses
+        return RowRejected if isinstance(error, ValueError) else Unavailable
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return StoreRefuses
     if isinstance(error, asyncpg.InternalClientError | OSError | TimeoutError | EOFError):
         return Unavailable  # OSError: refused, reset, no such name, TLS; EOFError: cut off in the middle of an answer
     return None
@@ -82,4 +94,6 @@ def translated() -> Iterator[None]:
             raise RowRejected(f"the database refuses the content: {text}") from error
         if meaning is TryAgain:
             raise TryAgain(text) from error
+        if meaning is StoreRefuses:
+            raise StoreRefuses(f"the database refuses this server: {text}") from error
         raise Unavailable(f"the database cannot be reached: {text}") from error

@@ -336,7 +336,7 @@ def error_reply(error: Exception, request_id: str) -> Reply:
     if status == 500:
         log.error("http_error request_id=%s", request_id, exc_info=error)
     elif status == 503:
-        log.warning("http_unavailable request_id=%s error=%s", request_id, error)
+        log.info("http_unavailable request_id=%s error=%s", request_id, error)
     elif status in (401, 403):
         log.info("access_refused request_id=%s reason=%s", request_id, error)
     return Reply(status=status, body=envelope(error, request_id), headers=headers_of(error))

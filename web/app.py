@@ -163,7 +163,7 @@ def _add_documents(
                 try:
                     meter.set_store_counts(await service.count_open(), await service.undo_debt())
                 except Exception as error:  # noqa: BLE001  # whatever is wrong with the store, a scrape tells the rest
-                    log.warning("store_not_counted error=%s", error)
+                    log.info("store_not_counted error=%s", error)
             counted_until += 10 * (trio.current_time() - asked_at)
         body = meter.render() if shared is None else await shared.render()
         return _response(Reply(status=200, body=body, content_type=CONTENT_TYPE))

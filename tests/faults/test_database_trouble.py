@@ -102,7 +102,7 @@ def test_a_server_that_is_started_before_its_database_begins_by_itself_when_that
     postgres.stop()
     with server_process(tmp_path, {}, env={"DATABASE_URL": dsn}) as server:
         server.spawn()
-        until(lambda: "database_unavailable" in server.log, server)
+        until(lambda: "store_unavailable" in server.log, server)
         assert server.process.poll() is None
         postgres.start()
         server.until_ready()

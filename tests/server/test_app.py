@@ -222,7 +222,7 @@ def test_a_start_with_the_database_down_waits_and_says_so(tmp_path: Path) -> Non
     database = {"host": "127.0.0.1", "port": free_port(), "name": "saga", "user": "postgres", "password": "hidden-word"}
     with server_process(tmp_path, {"database": database}) as server:
         server.spawn()
-        while "database_unavailable" not in (server.log if (tmp_path / "server.log").exists() else ""):
+        while "store_unavailable" not in (server.log if (tmp_path / "server.log").exists() else ""):
             assert server.process.poll() is None
         server.signal(signal.SIGTERM)
         assert server.wait() == 0

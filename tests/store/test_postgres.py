@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from bridge import open_loop, run_aio
 from saga.errors import RowRejected, Unavailable
 from saga.model import Saga
 from saga.ports import Recorded
+from store.errors import StoreRefuses
 from store.postgres import _READER_SESSION, _SESSION, _WRITER_SESSION, PostgresStore, _fetch, _Link, open_postgres
 from store.postgres_errors import NothingSent, TryAgain, translation_of
 from store.queries import Dialect, Query, load
@@ -410,7 +412,8 @@ def error_classes(base: type[BaseException]) -> Iterator[type[BaseException]]:
 
 def test_every_error_of_the_driver_has_its_place_in_the_table() -> None:
     expected: dict[str, type[Exception] | None] = {
-        **dict.fromkeys(("08", "28", "3D", "53", "55", "57", "58"), Unavailable),
+        **dict.fromkeys(("08", "53", "55", "57", "58"), Unavailable),
+        **dict.fromkeys(("28", "3D"), StoreRefuses),
         **dict.fromkeys(("22", "23", "54"), RowRejected),
         "40": TryAgain,
     }
@@ -424,10 +427,12 @@ def test_every_error_of_the_driver_has_its_place_in_the_table() -> None:
             seen.add(state[:2])
             assert meaning is expected[state[:2]], kind
         else:
-            assert meaning in (None, Unavailable), kind
+            assert meaning in (None, Unavailable) or (meaning, state) == (StoreRefuses, "42501"), kind
     assert seen == set(expected)
     for error in (ConnectionRefusedError(), TimeoutError(), EOFError(), asyncpg.InterfaceError("connection is closed")):
         assert translation_of(error) is Unavailable
+    for refusal in (asyncpg.InsufficientPrivilegeError("x"), ssl.SSLCertVerificationError("x")):
+        assert translation_of(refusal) is StoreRefuses
     for bug in (ZeroDivisionError(), asyncpg.UndefinedTableError("x"), asyncpg.PostgresSyntaxError("x")):
         assert translation_of(bug) is None
 
