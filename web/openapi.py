@@ -12,6 +12,7 @@ import msgspec
 from saga.access import GRANTS, Permission
 from web.api import Operation
 from web.errors import ErrorEnvelope
+from web.schema import PATH_VALUES
 
 _BEARER = "bearer"
 _SCHEME = {
@@ -57,7 +58,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "parameters": [
             *(
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                {"name": name, "in": "path", "required": True, "schema": msgspec.json.schema(PATH_VALUES[name])}
                 for name in re.findall(r"{(\w+)}", operation.path)
             ),
             *(_query_parameter(info) for info in msgspec.structs.fields(operation.query)),

@@ -6,6 +6,7 @@ value is none of the type.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -41,6 +42,9 @@ Json = dict[str, Any]
 # The service itself looks at these, for both doors alike; here they are only told.
 BOUNDED = Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_NAME})
 SagaId = Annotated[str, Meta(extra_json_schema={"format": "uuid", "pattern": f"^{SAGA_ID_PATTERN}$"})]
+
+PATH_VALUES: Mapping[str, Any] = {"saga_id": SagaId, "name": Annotated[str, BOUNDED]}
+"""The types of what is in paths, by its name there; what is none of them is not found."""
 
 
 def inlined(type_: type[msgspec.Struct]) -> dict[str, Any]:
