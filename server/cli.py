@@ -99,7 +99,8 @@ def _fail(message: str) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from saga.payload_mask import PayloadMask
     from server import app, logs
-    from server.config import ConfigInvalid, config_file, load_config
+    from server.config import ConfigInvalid
+    from server.config_loading import config_file, load_config
     from server.errors import CannotStart
     from server.redaction import secrets_of
     from server.workers import serve_workers
@@ -129,7 +130,8 @@ def _workflow_check(arguments: argparse.Namespace) -> int:
 
 
 def _migrate(arguments: argparse.Namespace) -> int:
-    from server.config import ConfigInvalid, load_config
+    from server.config import ConfigInvalid
+    from server.config_loading import load_config
     from server.errors import CannotStart
     from server.schema import migrate
 

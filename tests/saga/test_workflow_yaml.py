@@ -16,7 +16,7 @@ from saga import yaml_nodes
 from saga.errors import Detail, WorkflowInvalid
 from saga.workflow import WorkflowDefinition, decode_definition, encode_definition
 from saga.workflow_yaml import MAX_YAML_BYTES, check_files, format_detail, parse_workflow
-from server.config import load_config
+from server.config_loading import load_config
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "workflows" / "order-fulfillment.yaml"

@@ -28,8 +28,8 @@ from server.config import (
     ServerConfig,
     ServerTls,
     SslMode,
-    load_config,
 )
+from server.config_loading import load_config
 
 ROOT = Path(__file__).parents[2]
 

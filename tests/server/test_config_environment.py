@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.config import Config, ConfigInvalid, DatabaseConfig, LogLevel, Secret, SslMode, load_config
+from server.config import Config, ConfigInvalid, DatabaseConfig, LogLevel, Secret, SslMode
+from server.config_loading import load_config
 from tests.support.postgres import in_plain_loop
 
 

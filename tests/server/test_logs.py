@@ -20,7 +20,8 @@ import pytest
 
 from saga import log_fields
 from saga.payload_mask import PayloadMask
-from server.config import Secret, load_config
+from server.config import Secret
+from server.config_loading import load_config
 from server.logs import JsonLines, LineHandler, TextLines, template_of
 from server.redaction import Mask, secrets_of
 from tests.support.participants import participant
