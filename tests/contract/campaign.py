@@ -1,0 +1,218 @@
+"""Schemathesis against a server that runs: every operation of `/openapi.json`, asked by one role or by nobody.
+
+All its checks are on. Beside them every answer is held against the matrix of access, and a refusal of what the document
+allows against the few rules that a schema cannot say.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import schemathesis
+from schemathesis import Case, Config, HookContext, Response
+from schemathesis.engine import Status, events, from_schema
+from schemathesis.engine.recorder import ScenarioRecorder
+
+from tests.contract.landscape import WORKFLOWS, Landscape
+
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
+KEPT_IDS = 20
+"""Ids of sagas that are asked for beside those the landscape begins with."""
+WAIT_SECS = 0.05
+"""The longest poll of a case; some sagas run for an hour."""
+
+BEYOND_A_SCHEMA = {
+    "startSaga": {("*", "characters"), ("*", "nul_character")},
+    "listSagas": {("*", "characters"), ("cursor", "malformed"), ("page", "out_of_range")},
+    "listAudit": {("*", "characters"), ("cursor", "malformed")},
+    "registerWorkflow": {("*", "*")},
+    "retryCompensation": {("*", "unknown"), ("*", "not_failed"), ("*", "nul_character"), ("*", "characters")},
+}
+"""By operation, the fields and reasons of a 400 that a request the document allows may meet: which characters print,
+where a list goes on, what a workflow is, which steps a saga has. `*`: any."""
+
+
+@dataclass
+class Outcome:
+    """What came of a campaign: the answers by operation and status, and everything that should not be."""
+
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def cases(self) -> int:
+        return self.statuses.total()
+
+    def by_operation(self) -> Iterator[tuple[str, dict[int, int]]]:
+        for operation in sorted({operation for operation, _ in self.statuses}):
+            told = {status: count for (name, status), count in self.statuses.items() if name == operation}
+            yield operation, dict(sorted(told.items()))
+
+
+def run(
+    land: Landscape,
+    name: str,
+    *,
+    examples: int,
+    seed: int,
+    phases: Sequence[str] = PHASES,
+    document: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Asks as `name` of `ROLES`. `examples`: random requests of each operation, and random chains of them; what the
+    document's bounds give comes once beside them. The same `seed` asks the same. `document`: held against instead of
+    the server's own."""
+    headers = land.headers(name)
+    config = Config.from_dict(
+        {
+            "seed": seed,
+            "headers": headers,
+            "continue-on-failure": True,
+            "request-timeout": 120,
+            "generation": {
+                "max-examples": examples,
+                "no-shrink": True,
+                "database": "none",
+                # Whoever has a token sends that one; nobody sends all kinds.
+                "with-security-parameters": not headers,
+            },
+            "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", "400", "401", "403", "404", "409"]}},
+            "suppress-health-check": ["all"],
+            # What comes after an answer would otherwise depend on what it says, and the seed not tell it.
+            "phases": {
+                phase: {
+                    "enabled": phase in phases,
+                    **({} if phase == "stateful" else {"extra-data-sources": {"responses": False}}),
+                    **({"error-feedback": {"enabled": False}} if phase == "fuzzing" else {}),
+                }
+                for phase in PHASES
+            },
+        }
+    )
+    if document is None:
+        schema = schemathesis.openapi.from_url(f"{land.url}/openapi.json", config=config)
+    else:
+        config.projects.default.update(base_url=land.url)
+        schema = schemathesis.openapi.from_dict(dict(document), config=config)
+    saga_ids = deque(land.saga_ids, maxlen=KEPT_IDS)
+    kept = tuple(land.saga_ids)
+
+    @schema.hook
+    def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
+        _lead(case, (*kept, *saga_ids))
+        return case
+
+    @schema.hook
+    def after_call(context: HookContext, case: Case[Any], response: Response) -> None:
+        if case.operation.label == "POST /api/v1/sagas" and response.status_code == 201:
+            saga_ids.append(response.json()["saga_id"])
+
+    outcome = Outcome()
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.ScenarioFinished):
+            _note(outcome, name, headers, event.recorder)
+        elif isinstance(event, events.NonFatalError):
+            outcome.faults.append(f"{name}: {event.label}: {event.value!r}")
+        elif isinstance(event, events.FatalError):
+            raise event.exception
+        elif isinstance(event, events.EngineFinished):
+            outcome.faults += [f"{name}: {failure}" for failure in event.failures]
+    return outcome
+
+
+def _lead(case: Case[Any], saga_ids: Sequence[str]) -> None:
+    """Puts names and ids that exist into most of what the document allows, so that it comes far."""
+    meta = case.meta
+    if meta is None or not meta.generation.mode.is_positive:
+        if "wait_secs" in case.query and _is_long(case.query["wait_secs"]):
+            case.query = {**case.query, "wait_secs": WAIT_SECS}
+        return
+    draw = zlib.crc32(repr((case.path_parameters, case.query, case.body)).encode())
+    if draw % 4 == 0:
+        return
+    names = tuple(WORKFLOWS)
+    if "saga_id" in case.path_parameters:
+        case.path_parameters = {**case.path_parameters, "saga_id": saga_ids[draw % len(saga_ids)]}
+    if "name" in case.path_parameters:
+        case.path_parameters = {**case.path_parameters, "name": names[draw % len(names)]}
+    if "wait_secs" in case.query:
+        case.query = {**case.query, "wait_secs": WAIT_SECS}
+    if isinstance(case.body, dict) and "workflow_name" in case.body:
+        case.body = {**case.body, "workflow_name": names[draw % len(names)]}
+    if isinstance(case.body, dict) and "workflow_yaml" in case.body:
+        text = WORKFLOWS[names[draw % len(names)]].replace("name: ", "name: another ", 1)
+        case.body = {**case.body, "workflow_yaml": text + f"timeout_secs: {draw % 5 + 60}\n"}
+
+
+def _is_long(value: object) -> bool:
+    """Whether the server would take it for a time to wait."""
+    try:
+        return WAIT_SECS < float(str(value)) <= 60
+    except ValueError:
+        return False
+
+
+def _note(outcome: Outcome, name: str, headers: Mapping[str, str], recorder: ScenarioRecorder) -> None:
+    for case_id, interaction in recorder.interactions.items():
+        case, response = recorder.cases[case_id].value, interaction.response
+        asked = f"{name}: {interaction.request.method} {interaction.request.uri} {interaction.request.body!r}"
+        if response is None:
+            outcome.faults.append(f"{asked}: no answer")
+            continue
+        outcome.statuses[case.operation.label, response.status_code] += 1
+        sent = interaction.request.headers.get("Authorization", [])
+        is_known = bool(headers) and sent == [headers["Authorization"]]
+        if response.status_code not in _may_answer(case, name if is_known else "nobody", interaction.request.uri):
+            outcome.faults.append(f"{asked}: {response.status_code} is not what the matrix of access says")
+        if response.status_code == 400 and _is_valid(case) and (untold := _untold(case, response)):
+            outcome.faults.append(f"{asked}: refused, and the document does not say why: {untold}")
+    for case_id, checks in recorder.checks.items():
+        for check in checks:
+            if check.status is Status.FAILURE and check.failure_info is not None:
+                failure = check.failure_info.failure
+                outcome.faults.append(
+                    f"{name}: {failure.operation}: {check.name}: {failure.message}\n{check.failure_info.code_sample}"
+                )
+            elif check.status is Status.ERROR:
+                outcome.faults.append(f"{name}: {recorder.cases[case_id].value.operation.label}: {check.name} broke")
+
+
+ANSWERS = frozenset({200, 201, 202, 400, 404, 405, 409, 413, 501})
+"""What whoever may do something can be told, by the server or by the HTTP library below it."""
+
+
+def _may_answer(case: Case[Any], name: str, uri: str) -> frozenset[int]:
+    """The statuses spec section 9 leaves to a request of somebody with that name."""
+    operation = case.operation
+    if not operation.definition.raw["security"]:
+        return ANSWERS
+    if name == "nobody":
+        return frozenset({401})
+    if name != "auditor" or operation.method.upper() == "GET":
+        return ANSWERS
+    is_other_route = operation.path.count("/") != unquote(urlsplit(uri).path).count("/") or "//" in uri[8:]
+    if case.method.upper() != operation.method.upper() or is_other_route:
+        return frozenset({403, 404, 405})
+    return frozenset({403})
+
+
+def _is_valid(case: Case[Any]) -> bool:
+    return case.meta is not None and case.meta.generation.mode.is_positive
+
+
+def _untold(case: Case[Any], response: Response) -> list[dict[str, Any]]:
+    """The details of a refusal that no rule beyond the document's schemas explains."""
+    allowed = BEYOND_A_SCHEMA.get(case.operation.definition.raw["operationId"], set())
+    details: list[dict[str, Any]] = response.json()["error"]["details"]
+    return [
+        detail
+        for detail in details or [{}]
+        if not any(
+            pair in allowed
+            for pair in ((detail.get("field"), detail.get("reason")), ("*", detail.get("reason")), ("*", "*"))
+        )
+    ]
