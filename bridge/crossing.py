@@ -40,10 +40,18 @@ async def open_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
     An error that asyncio code has nobody to raise to (a task nobody awaited, a callback, a protocol fed with an unknown
     frame) is logged as `asyncio.stray_error`. The loop's own habit is to end the process, which would let any client
     of the gRPC server do so.
+
+    Connections that are still there at the end of the block are cut off; one with TLS may be, though it was closed,
+    since it waits for the other side's word.
     """
     async with open_fast_loop() as loop:
         loop.set_exception_handler(_log_stray_error)
-        yield loop
+        try:
+            yield loop
+        finally:
+            # asyncio's own list of them; what this queues runs before the loop is stopped.
+            for transport in list(loop._transports.values()):
+                transport.abort()
 
 
 def _log_stray_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

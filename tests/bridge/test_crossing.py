@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -283,3 +284,14 @@ async def test_trio_called_from_asyncio_ends_with_the_loop() -> None:
         await trio.testing.wait_all_tasks_blocked()
     assert ended
     assert task.cancelled()
+
+
+async def test_connections_that_nobody_closed_end_with_the_loop() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with bridge.open_loop() as loop:
+            transport, _ = await run_aio(loop.create_connection(asyncio.Protocol, *listener.getsockname()))
+            peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(5)
+            assert peer.recv(1) == b""
+        assert transport.is_closing()
