@@ -24,7 +24,7 @@ from saga.ports import SagaFilter
 from saga.readiness import Readiness
 from saga.service import SagaService, StartSaga
 from saga.uncancelled import uncancelled
-from web import schema
+from web import schema, views
 from web.errors import envelope, headers_of, status_of
 from web.exchange import Reply, Request
 from web.parsing import parse_body, parse_query
@@ -244,7 +244,7 @@ class Api:
             page_size=query.page_size,
             cursor=query.cursor,
         )
-        return _json(200, schema.saga_list_view(page))
+        return _json(200, views.saga_list_view(page))
 
     async def get_saga(self, request: Request) -> Reply:
         query = parse_query(request.query, schema.GetSagaQuery)
@@ -254,7 +254,7 @@ class Api:
             detail = await self._service.get(saga_id, wait_secs=query.wait_secs)
         if stop.cancelled_caught or expiry.cancelled_caught:
             detail = await self._service.get(saga_id)
-        return _json(200, schema.saga_detail_view(detail))
+        return _json(200, views.saga_detail_view(detail))
 
     async def cancel_saga(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
@@ -284,12 +284,12 @@ class Api:
 
     async def list_workflows(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
-        workflows = [schema.workflow_summary(workflow) for workflow in await self._service.workflows()]
+        workflows = [views.workflow_summary(workflow) for workflow in await self._service.workflows()]
         return _json(200, schema.WorkflowListView(workflows=workflows))
 
     async def get_workflow(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
-        view = schema.workflow_view(await self._service.workflow(request.path_values["name"]))
+        view = views.workflow_view(await self._service.workflow(request.path_values["name"]))
         # A set of codes has no order of its own; the same workflow should read the same each time.
         return Reply(status=200, body=msgspec.json.encode(view, order="deterministic"))
 
@@ -300,7 +300,7 @@ class Api:
         page = await self._service.audit.entries(
             schema.audit_filter(query), page_size=query.page_size, cursor=query.cursor
         )
-        return _json(200, schema.audit_list_view(page))
+        return _json(200, views.audit_list_view(page))
 
     async def answer(self, operation: Operation, request: Request) -> Reply:
         """What `operation` replies; an error becomes its envelope. Cancelled when the client goes away."""

@@ -1,4 +1,5 @@
-"""The JSON of the API as types: what is read, what is answered. `openapi.py` shows these same types.
+"""The JSON of the API as types: what is read, what is answered. `openapi.py` shows these same types, `views.py` makes
+the answers.
 
 The order of fields is the order in the answers. Texts in `Meta(extra={"expected": …})` are what a client is told when a
 value is none of the type.
@@ -13,16 +14,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from saga.audit import AuditAction, AuditEntry, AuditFilter, AuditOutcome, Door
+from saga.audit import AuditAction, AuditFilter, AuditOutcome, Door
 from saga.audit_trail import DEFAULT_PAGE_SIZE as DEFAULT_AUDIT_PAGE_SIZE
 from saga.audit_trail import MAX_PAGE_SIZE as MAX_AUDIT_PAGE_SIZE
-from saga.audit_trail import AuditPage
-from saga.mapping import rfc3339
-from saga.model import Saga, SagaStatus, StepAction, StepLog, StepStatus
+from saga.json_bounds import MAX_DEPTH
+from saga.model import SagaStatus, StepAction, StepStatus
+from saga.request_id import MAX_LENGTH as MAX_REQUEST_ID
 from saga.saga_id import PATTERN as SAGA_ID_PATTERN
-from saga.service import MAX_NAME, MAX_PAGE_SIZE, MAX_WAIT_SECS, SagaDetail, SagaPage
+from saga.service import MAX_NAME, MAX_PAGE_SIZE, MAX_WAIT_SECS
 from saga.undo_corrections import MAX_REASON
-from saga.workflow import RetryPolicy, Workflow
+from saga.workflow import OnUnknown, RetryPolicy
+from saga.workflow_yaml import MAX_YAML_BYTES
 
 Instant = Annotated[
     str,
@@ -35,15 +37,36 @@ Instant = Annotated[
 Text = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, extra={"expected": f"1 to {MAX_NAME} characters"})]
 Moment = Annotated[
     datetime,
-    Meta(tz=True, extra={"expected": "RFC 3339 date-time with offset, as 2026-01-02T03:04:05Z (a + is written %2B)"}),
+    Meta(
+        tz=True,
+        examples=["2026-01-02T03:04:05Z"],
+        extra={"expected": "RFC 3339 date-time with offset, as 2026-01-02T03:04:05Z (a + is written %2B)"},
+    ),
 ]
 Json = dict[str, Any]
 
 # The service itself looks at these, for both doors alike; here they are only told.
 BOUNDED = Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_NAME})
-SagaId = Annotated[str, Meta(extra_json_schema={"format": "uuid", "pattern": f"^{SAGA_ID_PATTERN}$"})]
+SagaId = Annotated[
+    str,
+    Meta(
+        examples=["40406ce6-dcf6-48af-bae1-ac96c250e6eb"],
+        extra_json_schema={"format": "uuid", "pattern": f"^{SAGA_ID_PATTERN}$"},
+    ),
+]
+WorkflowName = Annotated[str, BOUNDED, Meta(examples=["order-fulfillment"])]
+RequestId = Annotated[
+    str,
+    Meta(
+        examples=["shop-4711"],
+        description="the id of the request, in its answer and in the log: the `X-Request-Id` sent, or a new one",
+    ),
+]
 
-PATH_VALUES: Mapping[str, Any] = {"saga_id": SagaId, "name": Annotated[str, BOUNDED]}
+PATH_VALUES: Mapping[str, Any] = {
+    "saga_id": Annotated[SagaId, Meta(description="the saga")],
+    "name": Annotated[WorkflowName, Meta(description="the workflow; every character is taken, a / too")],
+}
 """The types of what is in paths, by its name there; what is none of them is not found."""
 
 
@@ -56,27 +79,60 @@ def inlined(type_: type[msgspec.Struct]) -> dict[str, Any]:
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
+SentRequestId = Annotated[
+    str,
+    Meta(
+        examples=["shop-4711"],
+        description=f"the id this request is to be known by; one that is longer than {MAX_REQUEST_ID} characters or not"
+        " printable ASCII is replaced",
+    ),
+]
 IdempotencyKey = Annotated[
     str,
     BOUNDED,
     Meta(
-        description="the same key with the same body answers with the same saga and Idempotent-Replayed: true, with"
-        " another body 409"
+        examples=["shop-77"],
+        description="the same key with the same body answers with the same saga and `Idempotent-Replayed: true`, with"
+        " another body 409; printable characters",
     ),
 ]
 TraceParent = Annotated[
-    str, Meta(description="W3C trace context: the saga and the calls of its participants are in this trace")
+    str,
+    Meta(
+        examples=["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
+        description="W3C trace context: the saga and the calls of its participants are in this trace; one that is"
+        " malformed is ignored",
+    ),
 ]
-TraceState = Annotated[str, Meta(description="passed on to the participants beside traceparent")]
+TraceState = Annotated[
+    str, Meta(examples=["shop=t61rcWkgMzE"], description="passed on to the participants beside `traceparent`")
+]
 
 
 class StartSagaBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A saga to be started."""
 
-    workflow_name: Annotated[str, BOUNDED, Meta(description="the workflow to run, in its newest version")]
-    payload: Annotated[Json, Meta(description="given to each step, unless its workflow says otherwise")] = {}
-    correlation_id: Annotated[str | None, BOUNDED, Meta(description="your own id for it; can be searched for")] = None
-    initiated_by: Annotated[str | None, BOUNDED, Meta(description="the service or person that asks")] = None
+    workflow_name: Annotated[WorkflowName, Meta(description="the workflow to run, in its newest version")]
+    payload: Annotated[
+        Json,
+        Meta(
+            description="given to each step, unless its workflow says otherwise; at most `saga.max_payload_bytes`"
+            f" (1 MiB), {MAX_DEPTH} levels deep, without U+0000"
+        ),
+    ] = {}
+    correlation_id: Annotated[
+        str | None,
+        BOUNDED,
+        Meta(examples=["A-1005"], description="an id of yours; can be searched for, and is sent to the participants"),
+    ] = None
+    initiated_by: Annotated[
+        str | None,
+        BOUNDED,
+        Meta(
+            examples=["shop"],
+            description="who asks; without it the subject of the token, where tokens are asked for",
+        ),
+    ] = None
 
 
 class CompensationCorrection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,21 +176,44 @@ class RetryCompensationBody(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 class RegisterWorkflowBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A workflow to be registered."""
 
-    workflow_yaml: Annotated[str, Meta(description="the definition in YAML, at most 256 KiB")]
+    workflow_yaml: Annotated[str, Meta(description=f"the definition in YAML, at most {MAX_YAML_BYTES // 1024} KiB")]
 
 
 class ListSagasQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which sagas, and which of their pages."""
 
-    page: Annotated[int, Meta(ge=1, le=2**31, extra={"expected": "int >= 1"})] = 1
-    page_size: Annotated[int, Meta(ge=1, le=MAX_PAGE_SIZE, extra={"expected": f"int from 1 to {MAX_PAGE_SIZE}"})] = 20
-    workflow_name: Text | None = None
-    status: Annotated[SagaStatus | None, Meta(extra={"expected": "one of " + ", ".join(SagaStatus)})] = None
-    correlation_id: Text | None = None
-    compensation_failed: Annotated[Literal["true", "false"] | None, Meta(extra={"expected": "true or false"})] = None
+    page: Annotated[
+        int,
+        Meta(ge=1, le=2**31, description="from 1; `cursor` reaches further", extra={"expected": "int >= 1"}),
+    ] = 1
+    page_size: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=MAX_PAGE_SIZE,
+            description="sagas on a page",
+            extra={"expected": f"int from 1 to {MAX_PAGE_SIZE}"},
+        ),
+    ] = 20
+    workflow_name: Annotated[Text | None, Meta(examples=["order-fulfillment"], description="equal to")] = None
+    status: Annotated[
+        SagaStatus | None,
+        Meta(examples=["RUNNING"], description="equal to", extra={"expected": "one of " + ", ".join(SagaStatus)}),
+    ] = None
+    correlation_id: Annotated[Text | None, Meta(examples=["A-1005"], description="equal to")] = None
+    compensation_failed: Annotated[
+        Literal["true", "false"] | None,
+        Meta(description="whether an undo has failed for good", extra={"expected": "true or false"}),
+    ] = None
     created_after: Annotated[Moment | None, Meta(description="inclusive")] = None
     created_before: Annotated[Moment | None, Meta(description="exclusive")] = None
-    cursor: Annotated[str | None, Meta(description="next_cursor of the page before; page is then only echoed")] = None
+    cursor: Annotated[
+        str | None,
+        Meta(
+            examples=["1795383544971000_40406ce6-dcf6-48af-bae1-ac96c250e6eb"],
+            description="`next_cursor` of the page before; `page` is then only echoed",
+        ),
+    ] = None
 
 
 class GetSagaQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +224,7 @@ class GetSagaQuery(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=MAX_WAIT_SECS,
+            examples=[10],
             description="answer when the saga is terminal or that many seconds are up",
             extra={"expected": f"number from 0 to {MAX_WAIT_SECS:g}"},
         ),
@@ -155,14 +235,35 @@ class ListAuditQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which entries of the audit log."""
 
     page_size: Annotated[
-        int, Meta(ge=1, le=MAX_AUDIT_PAGE_SIZE, extra={"expected": f"int from 1 to {MAX_AUDIT_PAGE_SIZE}"})
+        int,
+        Meta(
+            ge=1,
+            le=MAX_AUDIT_PAGE_SIZE,
+            description="entries on a page",
+            extra={"expected": f"int from 1 to {MAX_AUDIT_PAGE_SIZE}"},
+        ),
     ] = DEFAULT_AUDIT_PAGE_SIZE
-    saga_id: Annotated[SagaId | None, Meta(description="also of a saga that is not kept any more")] = None
-    principal: Text | None = None
-    action: Annotated[AuditAction | None, Meta(extra={"expected": "one of " + ", ".join(AuditAction)})] = None
+    saga_id: Annotated[SagaId | None, Meta(description="equal to; the saga need not be kept any more")] = None
+    principal: Annotated[Text | None, Meta(examples=["alice"], description="equal to")] = None
+    action: Annotated[
+        AuditAction | None,
+        Meta(examples=["CANCEL_SAGA"], description="equal to", extra={"expected": "one of " + ", ".join(AuditAction)}),
+    ] = None
     created_after: Annotated[Moment | None, Meta(description="inclusive")] = None
     created_before: Annotated[Moment | None, Meta(description="exclusive")] = None
-    cursor: Annotated[str | None, Meta(description="next_cursor of the page before")] = None
+    cursor: Annotated[
+        str | None, Meta(examples=["1795383544971000_11"], description="`next_cursor` of the page before")
+    ] = None
+
+
+def audit_filter(query: ListAuditQuery) -> AuditFilter:
+    return AuditFilter(
+        saga_id=query.saga_id,
+        principal=query.principal,
+        action=query.action,
+        created_after=query.created_after,
+        created_before=query.created_before,
+    )
 
 
 class NoQuery(msgspec.Struct, frozen=True):
@@ -175,25 +276,25 @@ class NoQuery(msgspec.Struct, frozen=True):
 class SagaAccepted(msgspec.Struct, frozen=True, kw_only=True):
     """A saga that has been started, or is to run again."""
 
-    saga_id: str
-    status: SagaStatus
+    saga_id: SagaId
+    status: Annotated[SagaStatus, Meta(description="of a start always STARTED, however far the saga has come since")]
 
 
 class SagaView(msgspec.Struct, frozen=True, kw_only=True):
     """A saga."""
 
-    saga_id: str
-    workflow_name: str
-    workflow_version: int
-    current_step: Annotated[int, Meta(description="steps that have succeeded; compensation does not lower it")]
+    saga_id: SagaId
+    workflow_name: WorkflowName
+    workflow_version: Annotated[int, Meta(ge=1, description="the version it was started on, and keeps")]
+    current_step: Annotated[int, Meta(ge=0, description="steps that have succeeded; compensation does not lower it")]
     status: SagaStatus
-    payload: Json
-    correlation_id: str | None
-    initiated_by: str | None
-    error_message: str | None
-    compensation_failed: bool
-    attempt: Annotated[int, Meta(description="the attempt running or due, from 1; 0: nothing is to be called")]
-    next_attempt_at: Instant | None
+    payload: Annotated[Json, Meta(description="what it was started with")]
+    correlation_id: Annotated[str | None, Meta(description="the id of whoever started it")]
+    initiated_by: Annotated[str | None, Meta(description="who started it")]
+    error_message: Annotated[str | None, Meta(description="why it did not complete, or why a step waits for a retry")]
+    compensation_failed: Annotated[bool, Meta(description="an undo has failed for good")]
+    attempt: Annotated[int, Meta(ge=0, description="the attempt running or due, from 1; 0: nothing is to be called")]
+    next_attempt_at: Annotated[Instant | None, Meta(description="set while it waits for its next attempt")]
     created_at: Instant
     updated_at: Instant
 
@@ -201,16 +302,16 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
 class StepLogView(msgspec.Struct, frozen=True, kw_only=True):
     """One finished action of a step."""
 
-    id: str
-    saga_id: str
-    step_index: int
+    id: Annotated[str, Meta(description="of this entry")]
+    saga_id: SagaId
+    step_index: Annotated[int, Meta(ge=0, description="the place of the step in its workflow, from 0")]
     step_name: str
     action: StepAction
     status: StepStatus
-    request_payload: Json | None
-    response_payload: Json | None
-    error_message: str | None
-    attempts: int
+    request_payload: Annotated[Json | None, Meta(description="what was sent")]
+    response_payload: Annotated[Json | None, Meta(description="what was answered")]
+    error_message: Annotated[str | None, Meta(description="the last failure; of what was done by hand, the reason")]
+    attempts: Annotated[int, Meta(ge=0, description="calls that were made for it")]
     started_at: Instant
     completed_at: Instant | None
 
@@ -225,11 +326,11 @@ class SagaDetailView(msgspec.Struct, frozen=True, kw_only=True):
 class Pagination(msgspec.Struct, frozen=True, kw_only=True):
     """Where in the list a page lies."""
 
-    total_count: int
-    page: int
-    page_size: int
-    has_next: bool
-    next_cursor: str | None
+    total_count: Annotated[int, Meta(ge=0, description="all that match")]
+    page: Annotated[int, Meta(ge=1, description="as asked for")]
+    page_size: Annotated[int, Meta(ge=1, le=MAX_PAGE_SIZE, description="as asked for")]
+    has_next: Annotated[bool, Meta(description="there are older ones")]
+    next_cursor: Annotated[str | None, Meta(description="leads to them; null: there are none")]
 
 
 class SagaListView(msgspec.Struct, frozen=True, kw_only=True):
@@ -243,24 +344,24 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for holds from now on."""
 
     success: bool
-    message: str
+    message: Annotated[str, Meta(description="for people")]
 
 
 class WorkflowRegistered(msgspec.Struct, frozen=True, kw_only=True):
     """The version new sagas of this workflow start on."""
 
-    name: str
-    version: int
-    step_count: int
+    name: WorkflowName
+    version: Annotated[int, Meta(ge=1, description="from 1; the same definition again keeps it")]
+    step_count: Annotated[int, Meta(ge=1)]
 
 
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The newest version of a workflow."""
 
-    name: str
-    version: int
-    step_count: int
-    step_names: list[str]
+    name: WorkflowName
+    version: Annotated[int, Meta(ge=1)]
+    step_count: Annotated[int, Meta(ge=1)]
+    step_names: Annotated[list[str], Meta(description="in the order they are run")]
 
 
 class WorkflowListView(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,45 +374,45 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a workflow, defaults filled in."""
 
     name: str
-    service: str
-    method: str
-    compensate: str | None
-    timeout_secs: float
+    service: Annotated[str, Meta(description="where to call: a key of `services` in the configuration")]
+    method: Annotated[str, Meta(description="what to call")]
+    compensate: Annotated[str | None, Meta(description="what undoes it; null: nothing does")]
+    timeout_secs: Annotated[float, Meta(description="for one attempt")]
     retry: RetryPolicy
     compensate_retry: RetryPolicy
-    on_unknown: str
-    input: Any
-    compensate_input: Any
+    on_unknown: OnUnknown
+    input: Annotated[Any, Meta(description="how its request is built: a JMESPath expression or a map of them")]
+    compensate_input: Annotated[Any, Meta(description="the same of the request that undoes it")]
 
 
 class WorkflowView(msgspec.Struct, frozen=True, kw_only=True):
     """The newest version of a workflow, whole."""
 
-    name: str
-    version: int
-    step_count: int
-    step_names: list[str]
-    timeout_secs: float | None
+    name: WorkflowName
+    version: Annotated[int, Meta(ge=1)]
+    step_count: Annotated[int, Meta(ge=1)]
+    step_names: Annotated[list[str], Meta(description="in the order they are run")]
+    timeout_secs: Annotated[float | None, Meta(description="for all steps together; null: no bound")]
     steps: list[StepView]
 
 
 class AuditEntryView(msgspec.Struct, frozen=True, kw_only=True):
     """One change that was asked for, or, DENIED, was not allowed."""
 
-    id: str
+    id: Annotated[str, Meta(description="of this entry")]
     created_at: Instant
     action: AuditAction
     outcome: AuditOutcome
     principal: Annotated[str, Meta(description="the subject of the token; anonymous where there is no access control")]
-    roles: list[str]
+    roles: Annotated[list[str], Meta(description="those of the token that mean something here")]
     door: Annotated[Door, Meta(description="PROCESS: the server itself, for the files of saga.workflow_dir")]
     address: Annotated[str | None, Meta(description="the peer of the connection")]
-    request_id: str | None
-    saga_id: str | None
+    request_id: RequestId | None
+    saga_id: SagaId | None
     workflow_name: str | None
     workflow_version: int | None
     step_name: Annotated[str | None, Meta(description="of a correction: the step whose compensation it is about")]
-    reason: str | None
+    reason: Annotated[str | None, Meta(description="why, in the words of whoever asked")]
     before: Annotated[Json | None, Meta(description="status, revision or version that the change met")]
     after: Annotated[Json | None, Meta(description="and what it made of them")]
 
@@ -319,9 +420,9 @@ class AuditEntryView(msgspec.Struct, frozen=True, kw_only=True):
 class CursorPagination(msgspec.Struct, frozen=True, kw_only=True):
     """Where the rest of a list is."""
 
-    page_size: int
-    has_next: bool
-    next_cursor: str | None
+    page_size: Annotated[int, Meta(ge=1, le=MAX_AUDIT_PAGE_SIZE, description="as asked for")]
+    has_next: Annotated[bool, Meta(description="there are older ones")]
+    next_cursor: Annotated[str | None, Meta(description="leads to them; null: there are none")]
 
 
 class AuditListView(msgspec.Struct, frozen=True, kw_only=True):
@@ -338,138 +439,8 @@ class Alive(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether this process should be sent requests; `checks` has `ok` or what is wrong, by part."""
+    """Whether this process should be sent requests."""
 
     status: Literal["healthy", "degraded", "unhealthy"]
-    checks: dict[str, str]
+    checks: Annotated[dict[str, str], Meta(description="`ok` or what is wrong, by part")]
     timestamp: Instant
-
-
-def saga_view(saga: Saga) -> SagaView:
-    return SagaView(
-        saga_id=saga.saga_id,
-        workflow_name=saga.workflow_name,
-        workflow_version=saga.workflow_version,
-        current_step=saga.current_step,
-        status=saga.status,
-        payload=saga.payload,
-        correlation_id=saga.correlation_id,
-        initiated_by=saga.initiated_by,
-        error_message=saga.error_message,
-        compensation_failed=saga.compensation_failed,
-        attempt=saga.attempt,
-        next_attempt_at=rfc3339(saga.next_attempt_at) if saga.next_attempt_at else None,
-        created_at=rfc3339(saga.created_at),
-        updated_at=rfc3339(saga.updated_at),
-    )
-
-
-def step_log_view(entry: StepLog) -> StepLogView:
-    return StepLogView(
-        id=entry.id,
-        saga_id=entry.saga_id,
-        step_index=entry.step_index,
-        step_name=entry.step_name,
-        action=entry.action,
-        status=entry.status,
-        request_payload=entry.request_payload,
-        response_payload=entry.response_payload,
-        error_message=entry.error_message,
-        attempts=entry.attempts,
-        started_at=rfc3339(entry.started_at),
-        completed_at=rfc3339(entry.completed_at) if entry.completed_at else None,
-    )
-
-
-def saga_detail_view(detail: SagaDetail) -> SagaDetailView:
-    return SagaDetailView(saga=saga_view(detail.saga), step_logs=[step_log_view(entry) for entry in detail.step_logs])
-
-
-def saga_list_view(page: SagaPage) -> SagaListView:
-    return SagaListView(
-        sagas=[saga_view(saga) for saga in page.sagas],
-        pagination=Pagination(
-            total_count=page.total_count,
-            page=page.page,
-            page_size=page.page_size,
-            has_next=page.has_next,
-            next_cursor=page.next_cursor,
-        ),
-    )
-
-
-def audit_filter(query: ListAuditQuery) -> AuditFilter:
-    return AuditFilter(
-        saga_id=query.saga_id,
-        principal=query.principal,
-        action=query.action,
-        created_after=query.created_after,
-        created_before=query.created_before,
-    )
-
-
-def audit_entry_view(entry: AuditEntry) -> AuditEntryView:
-    entered = entry.entered
-    return AuditEntryView(
-        id=str(entry.number),
-        created_at=rfc3339(entry.created_at),
-        action=entered.action,
-        outcome=entered.outcome,
-        principal=entered.asked_by.principal,
-        roles=list(entered.asked_by.roles),
-        door=entered.asked_by.door,
-        address=entered.asked_by.address,
-        request_id=entered.asked_by.request_id,
-        saga_id=entered.saga_id,
-        workflow_name=entered.workflow_name,
-        workflow_version=entered.workflow_version,
-        step_name=entered.step_name,
-        reason=entered.reason,
-        before=entered.before,
-        after=entered.after,
-    )
-
-
-def audit_list_view(page: AuditPage) -> AuditListView:
-    return AuditListView(
-        entries=[audit_entry_view(entry) for entry in page.entries],
-        pagination=CursorPagination(
-            page_size=page.page_size, has_next=page.next_cursor is not None, next_cursor=page.next_cursor
-        ),
-    )
-
-
-def workflow_summary(workflow: Workflow) -> WorkflowSummary:
-    steps = workflow.definition.steps
-    return WorkflowSummary(
-        name=workflow.definition.name,
-        version=workflow.version,
-        step_count=len(steps),
-        step_names=[step.name for step in steps],
-    )
-
-
-def workflow_view(workflow: Workflow) -> WorkflowView:
-    definition = workflow.definition
-    return WorkflowView(
-        name=definition.name,
-        version=workflow.version,
-        step_count=len(definition.steps),
-        step_names=[step.name for step in definition.steps],
-        timeout_secs=definition.timeout_secs,
-        steps=[
-            StepView(
-                name=step.name,
-                service=step.service,
-                method=step.method,
-                compensate=step.compensate,
-                timeout_secs=step.timeout_secs,
-                retry=step.retry,
-                compensate_retry=step.compensate_retry,
-                on_unknown=step.on_unknown.value,
-                input=step.input,
-                compensate_input=step.compensate_input,
-            )
-            for step in definition.steps
-        ],
-    )
