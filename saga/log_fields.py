@@ -35,6 +35,16 @@ def about(**fields: str) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
+def about_no_one() -> Iterator[None]:
+    """Lines within the block are about the process, whichever saga or request has come upon what they tell."""
+    token = _fields.set(None)
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+@contextmanager
 def about_saga(saga: Saga) -> Iterator[None]:
     """Lines within the block are about this saga."""
     with about(trace_id=trace_id_of(saga)):

@@ -11,6 +11,8 @@ from collections import Counter
 
 import trio
 
+from saga.log_fields import about_no_one
+
 log = logging.getLogger("saga.store")
 
 REMIND_SECS = 30.0
@@ -42,11 +44,13 @@ class StoreOutage:
         self._failures[tried] += 1
         if self._began_at is None:
             self._began_at = self._told_at = now
-            log.warning("store_unavailable tried=%s error=%s", tried, reason)
+            with about_no_one():
+                log.warning("store_unavailable tried=%s error=%s", tried, reason)
         elif now >= self._told_at + REMIND_SECS:
             self._told_at = now
             lasted = now - self._began_at
-            log.warning("store_still_unavailable secs=%.1f failed=%s error=%s", lasted, self._counts(), reason)
+            with about_no_one():
+                log.warning("store_still_unavailable secs=%.1f failed=%s error=%s", lasted, self._counts(), reason)
 
     def answered(self, tried: str) -> None:
         """A try of this kind went well. Nothing to do, as a rule, and then at no cost worth naming."""
@@ -59,7 +63,8 @@ class StoreOutage:
         still = any(now < failed_at + FORGOTTEN_SECS for failed_at in self._failing.values())
         if still or now < self._failed_at + QUIET_SECS:
             return
-        log.info("store_back secs=%.1f failed=%s", self._answered_at - self._began_at, self._counts())
+        with about_no_one():
+            log.info("store_back secs=%.1f failed=%s", self._answered_at - self._began_at, self._counts())
         self._began_at = None
         self._failing.clear()
         self._failures.clear()

@@ -247,7 +247,7 @@ class Supervisor:
             await self._engine.store.remove_worker(self.worker_id)
         except Unavailable as error:
             # What it still has under that name is free when its lease ends.
-            log.warning("worker_not_removed worker=%s error=%s", self.worker_id, error)
+            self._engine.outage.failed("leases", error)
         self._lives += 1
         self.worker_id = f"{self._name}/{self._lives}"
         await self._join()

@@ -21,7 +21,7 @@ from saga.access import Permission
 from saga.authentication import Authenticator
 from saga.door_limits import DoorLimits
 from saga.drain import Drain
-from saga.errors import Invalid, NotFound, PermissionDenied
+from saga.errors import Invalid, NotFound, PermissionDenied, Unavailable
 from saga.payload_mask import NOTHING, PayloadMask
 from saga.readiness import Readiness
 from saga.service import SagaService
@@ -163,7 +163,8 @@ def _add_documents(
                 try:
                     meter.set_store_counts(await service.count_open(), await service.undo_debt())
                 except Exception as error:  # noqa: BLE001  # whatever is wrong with the store, a scrape tells the rest
-                    log.info("store_not_counted error=%s", error)
+                    level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
+                    log.log(level, "store_not_counted error=%s", error)
             counted_until += 10 * (trio.current_time() - asked_at)
         body = meter.render() if shared is None else await shared.render()
         return _response(Reply(status=200, body=body, content_type=CONTENT_TYPE))

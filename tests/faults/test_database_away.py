@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -42,8 +43,9 @@ def test_a_database_that_goes_away_stalls_sagas_and_loses_nothing(
 ) -> None:
     script: Script = {"Reserve": [{"delay_secs": 0.3, "once": True}], "*": [{"once": True}]}
     with running(tmp_path, postgres_server, postgres_dsn, script) as (server, shop, line):
-        saga_id = server.start_saga("trip", {})
-        until(lambda: bool(shop.calls("Reserve")), server)
+        saga_id, *others = [server.start_saga("trip", {}) for _ in range(10)]
+        until(lambda: len(shop.calls("Reserve")) == 10, server)
+        before = len(server.log)
         line.cut()
         for method, path in (
             ("GET", f"/api/v1/sagas/{saga_id}"),
@@ -57,12 +59,21 @@ def test_a_database_that_goes_away_stalls_sagas_and_loses_nothing(
         status, readiness = server.call("GET", "/readyz")
         assert (status, readiness["status"]) == (503, "unhealthy")
         assert server.call("GET", "/healthz")[0] == 200
+        until(lambda: "store_unavailable" in server.log, server)
         # The second step is not called on the strength of a success that is not stored.
         assert not shop.calls("Charge")
         line.mend()
-        assert server.ended(saga_id)["saga"]["status"] == "COMPLETED"
-        assert shop.effects() == {f"{saga_id}:0:execute": 1, f"{saga_id}:1:execute": 1}
+        for one in (saga_id, *others):
+            assert server.ended(one)["saga"]["status"] == "COMPLETED"
+        assert shop.effects() == {f"{one}:{step}:execute": 1 for one in (saga_id, *others) for step in (0, 1)}
         assert "Traceback" not in server.log
+        # Told to people once, whatever number of sagas waits, and once when it is over.
+        until(lambda: "store_back" in server.log, server)
+        assert re.search(r"store_back secs=[0-9.]+ failed=\w+:[1-9]", server.log)
+        loud = re.findall(r" (?:WARNING|ERROR) +\S+ (\w+)", server.log[before:])
+        assert loud.count("store_unavailable") == 1
+        assert set(loud) <= {"store_unavailable", "check_failed", "readiness_changed", "lease_lost"}
+        assert len(loud) <= 4
 
 
 def test_a_worker_whose_database_hangs_stops_its_calls_before_its_lease_ends(
