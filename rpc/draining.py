@@ -11,17 +11,19 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from grpclib.config import Configuration
 from grpclib.encoding.proto import ProtoStatusDetailsCodec
 from grpclib.metadata import encode_bin_value
-from grpclib.protocol import H2Protocol, Stream
+from grpclib.protocol import Buffer, H2Protocol, Stream
 from grpclib.server import Handler, Server
 from h2.errors import ErrorCodes
 
 from rpc.guarded_h2 import NEEDED, GuardedH2Protocol
 from rpc.handshakes import Context, Handshakes
+from rpc.inbound import Received
 from rpc.server_errors import Failure, ShuttingDown, failure
 from saga.door_limits import DoorLimits, Places, Room, check_header_count
 from saga.errors import Invalid
@@ -35,9 +37,10 @@ ENDLESS = frozenset(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }
 )
-"""Calls that end only when their client wants it; a drain does not wait for them."""
-PROBES = "/grpc.health.v1.Health/"
-"""Calls that are answered however many others there are, lest a busy server is taken for a broken one."""
+"""Calls that end only when their client wants it, and that anyone may make: a drain does not wait for them, their
+connections count as idle, and they take no other calls' places."""
+PROBE = "/grpc.health.v1.Health/Check"
+"""The call that is answered however many others there are, lest a busy server is taken for a broken one."""
 WINDOW_BYTES = 512 * 1024
 WINDOWS = Configuration(http2_connection_window_size=WINDOW_BYTES, http2_stream_window_size=WINDOW_BYTES)
 """What a client may send ahead of our reading, on a connection and on each of its streams. With `max_connections` it
@@ -52,10 +55,11 @@ class _RefusingHandler(Handler):
     refusing = False
     connection: GuardedH2Protocol
 
-    def __init__(self, room: Room, *args: Any, **kwargs: Any) -> None:
-        """`room`: for the calls of all connections."""
+    def __init__(self, room: Room, endless_room: Room, *args: Any, **kwargs: Any) -> None:
+        """`room`: for the calls of all connections; `endless_room`: for those of `ENDLESS`."""
         super().__init__(*args, **kwargs)
         self._room = room
+        self._endless_room = endless_room
         self._endless: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
 
     def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]) -> None:
@@ -66,29 +70,40 @@ class _RefusingHandler(Handler):
             # Kept with the other tasks: a reset of the stream looks for it there.
             self._tasks[stream] = self.loop.create_task(_refuse(stream, release_stream, failure(reason)))
         else:
-            self._room.taken += 1
-            self.connection.call_begun()
+            assert stream.id is not None
+            stream.buffer = cast(Buffer, Received(partial(stream.connection.ack, stream.id)))
             super().accept(stream, headers, release_stream)
-            self._tasks[stream].add_done_callback(lambda task: self._call_ended())
-            if dict(headers).get(":path") in ENDLESS:
-                self._endless.add(self._tasks[stream])
+            task = self._tasks[stream]
+            room = self._room_of(headers)
+            if room is self._endless_room:
+                self._endless.add(task)
+            room.taken += 1
+            self._note_calls()
+            task.add_done_callback(partial(self._call_ended, room))
 
     def _against(self, headers: list[tuple[str, str]]) -> Exception | None:
         """What speaks against taking this call; None: nothing."""
         if self.refusing:
             return ShuttingDown("the server is shutting down")
-        if self._room.is_full and not dict(headers)[":path"].startswith(PROBES):
-            return self._room.refusal()
+        room = self._room_of(headers)
+        if room.is_full and dict(headers)[":path"] != PROBE:
+            return room.refusal()
         try:
             check_header_count(len(headers))
         except Invalid as error:
             return error
         return None
 
-    def _call_ended(self) -> None:
-        self._room.give()
-        if all(call.done() for call in self._tasks.values()):
-            self.connection.calls_ended()
+    def _room_of(self, headers: list[tuple[str, str]]) -> Room:
+        return self._endless_room if dict(headers)[":path"] in ENDLESS else self._room
+
+    def _call_ended(self, room: Room, task: asyncio.Task[None]) -> None:
+        room.give()
+        self._note_calls()
+
+    def _note_calls(self) -> None:
+        running = [call for call in self._tasks.values() if not call.done()]
+        self.connection.note_calls(bool(running), is_busy=any(call not in self._endless for call in running))
 
     def awaited(self) -> list[asyncio.Task[None]]:
         """The calls that a drain should wait for."""
@@ -106,6 +121,7 @@ class DrainingServer(Server):
         self._refusing = False
         self._places: Places[object] = Places(limits.max_connections)
         self._room = Room(limits.max_requests, "calls")
+        self._endless_room = Room(limits.max_requests, "watches of health and reflections")
 
     @property
     def port(self) -> int:
@@ -121,7 +137,8 @@ class DrainingServer(Server):
     def _http2(self) -> H2Protocol:
         self.__gc_step__()
         handler = _RefusingHandler(
-            self._room, self._mapping, self._codec, self._status_details_codec, self.__dispatch__
+            *(self._room, self._endless_room),
+            *(self._mapping, self._codec, self._status_details_codec, self.__dispatch__),
         )
         handler.refusing = self._refusing  # a connection may still come out of the backlog while we drain
         self._handlers.add(handler)

@@ -3,7 +3,8 @@ one line of the log; and what it does not send, or does not take, ends its conne
 
 grpclib 0.4.9 lets errors of its parser, and events it has no row for, out of `data_received`, where they are nobody's;
 and a request without its method or path is an error in its own code. It answers pings and settings into a buffer
-without bounds, and has no clock for a connection without calls, nor for a client that takes no bytes.
+without bounds, has no clock for a connection without calls, nor for a client that takes no bytes, and lets nobody else
+have a turn while it goes through whatever one client has sent.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Any
 from grpclib.config import Configuration
 from grpclib.protocol import EventsProcessor, H2Protocol
 from h2.config import H2Configuration
+from h2.errors import ErrorCodes
 from h2.events import Event
+from h2.exceptions import ProtocolError
 
 from bridge import running_loop
 from saga.door_limits import Places
 from saga.half_open import watch_for_silence
+from saga.manners import HEAD_SECS, PIECE_BYTES, BadManners, Manners
 
 log = logging.getLogger("saga.rpc.server")
 
@@ -56,11 +60,16 @@ class GuardedH2Protocol(H2Protocol):
         self._places = places
         self._clock: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._head: asyncio.TimerHandle | None = None
+        self._to_take = bytearray()
+        self._is_taking = False
+        """A turn has been asked for in which more of it is taken."""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.processor = _Events(self.handler, self.connection)
+        self.manners = Manners(self.connection._connection.incoming_buffer)
         self._transport = transport
         if not self._places.take(self, self.end):
             log.info("grpc_connection_refused reason=%s", "too many connections")
@@ -70,34 +79,76 @@ class GuardedH2Protocol(H2Protocol):
         self._clock = running_loop().call_later(FIRST_CALL_SECS, self.end)
 
     def data_received(self, data: bytes) -> None:
+        self._to_take += data
+        if not self._is_taking:
+            self._take_piece()
+
+    def _take_piece(self) -> None:
+        """One piece of what has come; the next when others have had their turn, and more is not read until then."""
+        self._is_taking = False
         if self.connection.is_closing():
+            self._to_take.clear()
             return
+        piece = bytes(self._to_take[:PIECE_BYTES])
+        del self._to_take[:PIECE_BYTES]
+        self._take(piece)
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._to_take:
+            self._is_taking = True
+            transport.pause_reading()
+            running_loop().call_soon(self._take_piece)
+        elif not transport.is_reading():
+            transport.resume_reading()
+
+    def _take(self, piece: bytes) -> None:
         try:
-            super().data_received(data)
+            events = self.connection.feed(piece)
+            self.manners.judge(events)
+            self.connection.flush()
+            for event in events:
+                self.processor.process(event)
+            self._flush()
+        except ProtocolError:
+            self._flush()  # GOAWAY, which says why
+            self.processor.close("protocol error")
+        except BadManners as error:
+            log.info("grpc_connection_ended reason=%s", error)
+            self.end(ErrorCodes.ENHANCE_YOUR_CALM)
         except Exception as error:  # noqa: BLE001  (whatever a client can provoke in the parser)
             log.warning("grpc_connection_failed error=%r", error)
             self.processor.close("unreadable HTTP/2")
         assert self._transport is not None
         if self._transport.get_write_buffer_size() > UNSENT_BYTES:
             self._cut("unread answers")
+        self._watch_head()
 
-    def call_begun(self) -> None:
-        """A call is under way; told again for each."""
-        self._places.busy(self)
-        if self._clock is not None:
+    def _flush(self) -> None:
+        if not self.connection.is_closing():
+            self.connection.flush()
+
+    def _watch_head(self) -> None:
+        if self.manners.head_is_under_way and not self.connection.is_closing():
+            if self._head is None:
+                self._head = running_loop().call_later(HEAD_SECS, self.end)
+        elif self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def note_calls(self, any_call: bool, *, is_busy: bool) -> None:
+        """Whether a call is under way, and whether one is that keeps its connection its place."""
+        (self._places.busy if is_busy else self._places.idle)(self)
+        if any_call and self._clock is not None:
             self._clock.cancel()
             self._clock = None
-
-    def calls_ended(self) -> None:
-        """None is any more."""
-        self._places.idle(self)
-        if self._clock is None and not self.connection.is_closing():
+        elif not any_call and self._clock is None and not self.connection.is_closing():
             self._clock = running_loop().call_later(IDLE_SECS, self.end)
 
-    def end(self) -> None:
+    def end(self, reason: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
         """Ends the connection: GOAWAY, and what is still to be sent."""
         if not self.connection.is_closing():
-            self.connection._connection.close_connection()
+            self.connection._connection.close_connection(reason)
             self.connection.flush()
             self.processor.close("the connection was idle")
 
@@ -121,7 +172,7 @@ class GuardedH2Protocol(H2Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._places.leave(self)
-        for clock in (self._clock, self._stalled):
+        for clock in (self._clock, self._stalled, self._head):
             if clock is not None:
                 clock.cancel()
-        self._clock = self._stalled = self._transport = None
+        self._clock = self._stalled = self._head = self._transport = None

@@ -33,6 +33,7 @@ from rpc import wire
 from rpc.draining import WINDOWS, DrainingServer
 from rpc.handshakes import Context
 from rpc.inbound import receive
+from rpc.open_services import Guarded
 from rpc.outbound import send
 from rpc.server_errors import ShuttingDown, failure
 from saga.access import NOBODY, Permission, Principal, require, single_authorization
@@ -123,7 +124,8 @@ class Servicer(SagaServiceBase):
         tracer: Tracer,
         limits: DoorLimits,
     ) -> None:
-        self._bodies = BodyRoom(limits)
+        self._bodies = BodyRoom(limits.max_body_bytes)
+        self._answers = BodyRoom(limits.max_answer_bytes, "large answers")
         self._service = service
         self._authenticator = authenticator
         self._tracer = tracer
@@ -167,7 +169,7 @@ class Servicer(SagaServiceBase):
                 while (state := await call_trio(self._next_state, watch, caller.principal)) is not None:
                     if not stream._send_initial_metadata_done:
                         await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
-                    await send(stream, pb.WatchSagaResponse(saga=state))
+                    await send(stream, pb.WatchSagaResponse(saga=state), self._answers)
 
         await self._answered(stream, "WatchSaga", states)
 
@@ -181,7 +183,7 @@ class Servicer(SagaServiceBase):
         async def answer(caller: Caller) -> None:
             reply = await call_trio(call, await receive(stream, request_type, self._max_bytes, self._bodies), caller)
             await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
-            await send(stream, reply)
+            await send(stream, reply, self._answers)
 
         await self._answered(stream, method, answer)
 
@@ -483,8 +485,9 @@ async def _start(
     ready = ServiceCheck(is_ready, check_ttl=HEALTH_KEPT_SECS, check_timeout=HEALTH_CHECK_SECS)
     await ready.__check__()  # without a first answer a watcher would be told NOT_SERVING
     checks = [serving, ready]
+    ours, *open_services = ServerReflection.extend([servicer, Health({servicer: checks, OVERALL: checks})])
     server = DrainingServer(
-        ServerReflection.extend([servicer, Health({servicer: checks, OVERALL: checks})]),
+        [ours, *(Guarded(service) for service in open_services)],
         codec=ProtoCodec(),
         status_details_codec=ProtoStatusDetailsCodec(),
         config=WINDOWS,

@@ -22,6 +22,7 @@ only. With `max_requests` it bounds what small ones take."""
 class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one door. `max_connections`: open at a time. `max_requests`: under way at a time, long polls and
     watches too. `max_body_bytes`: of bodies that are being received, all together, beyond 64 KiB of each.
+    `max_answer_bytes`: of answers that are being sent, likewise.
 
     The defaults are guesses: some thousand busy clients, and memory for the worst of them that a small machine has.
     """
@@ -29,6 +30,7 @@ class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = 1000
     max_requests: int = 2000
     max_body_bytes: int = 128 * 1024 * 1024
+    max_answer_bytes: int = 128 * 1024 * 1024
 
 
 def check_header_count(count: int) -> None:
@@ -55,8 +57,9 @@ class Room:
         return Overloaded(f"too many {self._what} at a time; try again")
 
     def take(self, amount: int = 1) -> None:
-        """`Overloaded`: so much is not left, and nothing was taken."""
-        if self.taken + amount > self._most:
+        """`Overloaded`: so much is not left, and nothing was taken. What is more than there ever is, is taken when
+        nothing else is: else it could never be."""
+        if self.taken + amount > self._most and self.taken:
             raise self.refusal()
         self.taken += amount
 
@@ -66,10 +69,10 @@ class Room:
 
 
 class BodyRoom:
-    """The room for bodies of one door."""
+    """The room for bodies of one door: those that come, or those that go. `what` names them to whoever is refused."""
 
-    def __init__(self, limits: DoorLimits) -> None:
-        self._room = Room(limits.max_body_bytes, "large bodies")
+    def __init__(self, most_bytes: int, what: str = "large bodies") -> None:
+        self._room = Room(most_bytes, what)
 
     @property
     def taken(self) -> int:

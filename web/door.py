@@ -20,7 +20,7 @@ from saga.access import NOBODY, Principal, single_authorization
 from saga.authentication import Authenticator
 from saga.door_limits import BodyRoom, DoorLimits, Room, check_header_count
 from saga.drain import Drain
-from saga.errors import Detail, Invalid, RequestError, Unavailable
+from saga.errors import Detail, Invalid, Overloaded, RequestError, Unavailable
 from saga.log_fields import about
 from saga.meter import Meter
 from saga.request_id import request_id
@@ -82,7 +82,8 @@ class Door:
         self._drain = drain
         self._max_body_bytes = max(max_payload_bytes, WORKFLOW_BODY_BYTES) + BODY_SLACK_BYTES
         self._requests = Room(limits.max_requests, "requests")
-        self._bodies = BodyRoom(limits)
+        self._bodies = BodyRoom(limits.max_body_bytes)
+        self._answers = BodyRoom(limits.max_answer_bytes, "large answers")
         by_name = {operation.name: operation for operation in api.operations}
         self._start, self._get = by_name["startSaga"], by_name["getSaga"]
         self._get_prefix = self._get.path.partition("{")[0]
@@ -129,6 +130,22 @@ class Door:
                 note()  # before it is sent: whoever has the answer finds the line, and the count, there
             await send(message)
 
+        refused = False
+
+        async def send_within(message: dict[str, Any]) -> None:
+            nonlocal refused
+            if refused:
+                return
+            if message["type"] == "http.response.start":
+                try:
+                    has(_length(message))
+                except Overloaded as error:
+                    # What was asked for is done, or was read; whoever asks again finds it so.
+                    refused = True
+                    await _send(send_noted, error_reply(error, known_as))
+                    return
+            await send_noted(message)
+
         caller = read_traceparent(traceparent)
         with about(request_id=known_as, **({} if caller is None else {"trace_id": caller.trace_id})):
             try:
@@ -139,7 +156,8 @@ class Door:
                     return
                 self._requests.taken += 1
                 try:
-                    await self._serve(scope, headers, known_as, receive, send_noted)
+                    with self._answers.body() as has:
+                        await self._serve(scope, headers, known_as, receive, send_within)
                 finally:
                     self._requests.give()
             finally:
@@ -267,6 +285,11 @@ async def _send(send: Send, reply: Reply, more_headers: dict[str, str] | None = 
         await send({"type": "http.response.body", "body": body, "more_body": True})
         body = b""
     await send({"type": "http.response.body", "body": body})
+
+
+def _length(start: dict[str, Any]) -> int:
+    """Of the body that follows the start of an answer; 0: it does not say, and is none of ours."""
+    return next((int(value) for name, value in start.get("headers", ()) if name.lower() == b"content-length"), 0)
 
 
 def _end_span(span: RequestSpan, scope: Scope, status: int, seconds: float) -> None:

@@ -1,34 +1,123 @@
-"""Holds off two defects of hypercorn 0.18: an answer that waits for ever for a client that is gone, and a connection
-that may stay for ever once it has said that it will speak HTTP/2.
+"""Holds off defects of hypercorn 0.18 in how it speaks HTTP/2, and bounds what a client may cost (`saga.manners`).
 
 The task that empties an HTTP/2 connection's buffers ends when the connection closes, and leaves the buffers as they
 are; whoever is still answering on one of its streams then waits for it to be emptied, and the connection's nursery for
 whoever waits. Here the buffers are closed too.
 
-The preface of HTTP/2 looks like a request to the protocol before, which stops the clock of an idle connection; the
-clock goes on when a request has ended, and there may never be one. Here it goes on at once.
+The preface of HTTP/2 looks like a request to the protocol before, which stops the clock of a new connection; the clock
+goes on when a request has ended, and there may never be one. Here it goes on at once.
+
+An answer waits for ever for a client that makes no room for it in its window. Here a client that does not take the next
+piece of an answer in `STALLED_SECS`, as over HTTP/1, loses the stream.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import h2.events
 import hypercorn.protocol
-from hypercorn.events import Closed, Event, Updated
+import trio
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Body, EndBody
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
+
+from saga.manners import HEAD_SECS, PIECE_BYTES, BadManners, Manners
+from web import guarded_tcp_server
+from web.guarded_tcp_server import Preface, log
 
 
 class GuardedH2Protocol(H2Protocol):
-    """One HTTP/2 connection; when it closes, nobody goes on waiting to write to it."""
+    """One HTTP/2 connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._manners = Manners(self.connection.incoming_buffer)
+        self._head_has_come: trio.Event | None = None
+        """While a head is under way."""
 
     async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
         await super().initiate(headers, settings)
         if headers is None:
-            await self.send(Updated(idle=True))
+            await self.send(Preface(idle=True))
 
     async def handle(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            for start in range(0, len(event.data), PIECE_BYTES):
+                if self.closed:
+                    return
+                await super().handle(RawData(event.data[start : start + PIECE_BYTES]))
+                self._watch_head()
+                await trio.lowlevel.checkpoint()
+            return
         await super().handle(event)
         if isinstance(event, Closed):
             for buffer in list(self.stream_buffers.values()):
                 await buffer.close()
+            self._watch_head()
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        try:
+            self._manners.judge(events)
+        except BadManners as error:
+            await self._end(str(error))
+        else:
+            await super()._handle_events(events)
+
+    async def _end(self, reason: str) -> None:
+        log.info("http_connection_ended reason=%s", reason)
+        self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+        await self._flush()
+        await self.send(Closed())
+
+    def _watch_head(self) -> None:
+        if self._manners.head_is_under_way and not self.closed:
+            if self._head_has_come is None:
+                self._head_has_come = trio.Event()
+                self.task_group.spawn(self._await_head, self._head_has_come)
+        elif self._head_has_come is not None:
+            self._head_has_come.set()
+            self._head_has_come = None
+
+    async def _await_head(self, has_come: trio.Event) -> None:
+        with trio.move_on_after(HEAD_SECS) as scope:
+            await has_come.wait()
+        if scope.cancelled_caught and not self.closed:
+            await self._end("the head of a request did not come in time")
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Body):
+            # In pieces, so that a long answer to a slow client is not cut off while it is being taken.
+            for start in range(0, len(event.data), guarded_tcp_server.PIECE_BYTES):
+                piece = event.data[start : start + guarded_tcp_server.PIECE_BYTES]
+                if not await self._taken(Body(stream_id=event.stream_id, data=piece)):
+                    return
+        elif isinstance(event, EndBody):
+            await self._taken(event)
+        else:
+            await super().stream_send(event)
+
+    async def _taken(self, event: Body | EndBody) -> bool:
+        """Whether the client has taken it; if not, its stream is reset."""
+        with trio.move_on_after(guarded_tcp_server.STALLED_SECS) as scope:
+            await super().stream_send(event)
+        if not scope.cancelled_caught:
+            return True
+        log.info("http_client_stalled")
+        buffer = self.stream_buffers.get(event.stream_id)
+        if buffer is not None:
+            await buffer.close()
+        try:
+            self.connection.reset_stream(event.stream_id, ErrorCodes.CANCEL)
+        except ProtocolError:
+            return False  # it has ended otherwise meanwhile
+        # What empties the buffers finds it closed, and forgets it.
+        await self._window_updated(event.stream_id)
+        await self._flush()
+        return False
 
 
 def install() -> None:

@@ -34,6 +34,10 @@ guess: many round trips over the worst of lines. The next ones have as long as t
 PIECE_BYTES = 64 * 1024
 
 
+class Preface(Updated):
+    """The client will speak HTTP/2, and has asked for nothing yet."""
+
+
 class GuardedTCPServer(TCPServer):
     """One connection; an error of its protocol is logged and closes it."""
 
@@ -94,6 +98,8 @@ class GuardedTCPServer(TCPServer):
         if isinstance(event, Updated) and isinstance(self.config, GuardedConfig):
             if event.idle:
                 self.config.places.idle(self)
+                if isinstance(event, Preface):
+                    self._asked = False
             else:
                 self._asked = True
                 self.config.places.busy(self)

@@ -19,8 +19,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-LAST_SECS = 10.0
-"""Longest a client may take for the end of its answer. A guess: it is a few kilobytes at most."""
+LAST_SECS = 12.0
+"""Longest a client may take for the end of its answer. A little longer than `guarded_tcp_server.STALLED_SECS`, after
+which whoever sends it gives up in good order."""
 
 
 def shield_last(app: Asgi) -> Asgi:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saga.door_limits import MAX_HEADERS, SMALL_BODY_BYTES, BodyRoom, DoorLimits, Places, Room, check_header_count
+from saga.door_limits import MAX_HEADERS, SMALL_BODY_BYTES, BodyRoom, Places, Room, check_header_count
 from saga.errors import Invalid, Overloaded
 
 
@@ -47,7 +47,7 @@ def test_room_is_given_back_and_more_than_there_is_is_refused() -> None:
 
 
 def test_small_bodies_come_in_however_full_the_room_for_large_ones_is() -> None:
-    bodies = BodyRoom(DoorLimits(max_body_bytes=1000))
+    bodies = BodyRoom(1000)
     with bodies.body() as first, bodies.body() as second:
         first(SMALL_BODY_BYTES + 400)
         first(SMALL_BODY_BYTES + 1000)
