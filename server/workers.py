@@ -31,9 +31,11 @@ import msgspec
 
 from saga.payload_mask import PayloadMask
 from server import app, logs
+from server.checks import check
 from server.config import Config, ConfigInvalid
 from server.errors import CannotStart
 from server.redaction import secrets_of
+from server.seat import Seat
 
 log = logging.getLogger("saga.workers")
 
@@ -59,7 +61,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 
 def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
     """Runs `count` workers until told to stop; the value is the exit status. `CannotStart`, `ConfigInvalid`."""
-    app.check(config, insecure=insecure)
+    check(config, insecure=insecure)
     if config.database is None:
         raise ConfigInvalid(
             (
@@ -82,7 +84,7 @@ def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
                 secrets=secrets_of(config),
                 payload_mask=PayloadMask(config.observability.redact),
             )
-            seat = app.Seat(number=number, ready=ready, metrics_folder=metrics_folder)
+            seat = Seat(number=number, ready=ready, metrics_folder=metrics_folder)
             return app.serve(config, insecure=insecure, seat=seat)
 
         supervision = stack.enter_context(

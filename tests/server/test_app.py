@@ -15,8 +15,8 @@ import trio
 import trio.testing
 
 from saga.errors import Unavailable
-from server.app import load_workflows
 from server.cli import main
+from server.workflow_folder import load_workflows
 from tests.support.participants import participant
 from tests.support.postgres import PostgresServer
 from tests.support.server_process import ServerProcess, free_port, free_ports, server_process

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from rpc.settings import ServiceSettings, ServiceTls
-from server.app import check
+from server.checks import check
 from server.config import (
     ClientAuth,
     Config,

@@ -1,0 +1,267 @@
+"""The parts of a server, made from a configuration and joined to each other. Nothing runs yet: see `app.py`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import random
+import socket
+
+import msgspec
+import trio
+from quart_trio import QuartTrio
+
+from rpc.caller import GrpcStepCaller
+from saga.admission import Admission
+from saga.authentication import Authenticator, OpenAccess
+from saga.catalog import Catalog
+from saga.door_limits import DoorLimits
+from saga.drain import Drain
+from saga.payload_mask import PayloadMask
+from saga.readiness import OK, Readiness
+from saga.runner import Engine
+from saga.service import SagaService
+from saga.store_outage import StoreOutage
+from saga.supervisor import Limits, Supervisor
+from saga.tracing import Tracer
+from saga.watchers import Watchers
+from server.config import Config, KafkaConfig
+from server.errors import CannotStart
+from server.jwks import KeySet
+from server.opened_store import AnyStore
+from server.redaction import Mask, secrets_of
+from server.seat import Seat
+from server.tls import ServerContexts, TlsFilesInvalid
+from server.tokens import TokenVerifier
+from server.version import product_version
+from store.instants import SystemClock
+from store.kafka import KafkaPublisher, KafkaSettings
+from store.outbox import Relay
+from store.postgres import PostgresStore
+from web.app import create_app
+from web.metrics import PrometheusMeter
+from web.shared_metrics import SharedMetrics
+
+log = logging.getLogger("saga.server")
+
+CLOSE_SECS = 5.0
+"""How long closing the connections to participants may take at the end."""
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """A server before it runs. None: what the configuration does not ask for (`relay` without Kafka, `keys` without
+    tokens, `contexts` without TLS, `shared_metrics` without other workers)."""
+
+    meter: PrometheusMeter
+    tracer: Tracer
+    caller: GrpcStepCaller
+    supervisor: Supervisor
+    service: SagaService
+    readiness: Readiness
+    authenticator: Authenticator
+    limits: DoorLimits
+    rest: QuartTrio
+    relay: Relay | None
+    contexts: ServerContexts | None
+    keys: KeySet | None
+    shared_metrics: SharedMetrics | None
+
+    async def aclose(self) -> None:
+        """Lets go of the participants, and of the collector with what it has not got yet; for `CLOSE_SECS` at most,
+        cancelled or not."""
+        with trio.move_on_after(CLOSE_SECS, shield=True):
+            await self.caller.aclose()
+            if self.tracer.enabled:
+                await trio.to_thread.run_sync(self.tracer.close)
+
+
+def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | None, outage: StoreOutage) -> Parts:
+    """The parts of a server over `store`. Raises `CannotStart`."""
+    clock, meter, watchers, catalog = SystemClock(), PrometheusMeter(), Watchers(), Catalog(store)
+    caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{random.randbytes(4).hex()}"
+    tracer = _opened_tracer(config, worker_id, meter)
+    supervisor = Supervisor(
+        Engine(
+            store=store,
+            caller=caller,
+            clock=clock,
+            watchers=watchers,
+            meter=meter,
+            draw=random.random,
+            tracer=tracer,
+            park_after_secs=config.saga.park_after_secs,
+            outage=outage,
+        ),
+        catalog,
+        worker_id=worker_id,
+        limits=Limits(
+            max_concurrent=config.saga.max_concurrent,
+            lease_secs=config.saga.lease_secs,
+            shutdown_grace_secs=config.saga.shutdown_grace_secs,
+        ),
+        services=config.services,
+    )
+    service = SagaService(
+        store,
+        supervisor,
+        catalog,
+        watchers,
+        clock,
+        services=config.services,
+        max_payload_bytes=config.saga.max_payload_bytes,
+        meter=meter,
+        tracer=tracer,
+        admission=Admission(config.server.limits.max_starts),
+    )
+    _read_counts(meter, supervisor, store)
+    meter.tell_build(
+        version=product_version(),
+        python=platform.python_version(),
+        store="postgres" if isinstance(store, PostgresStore) else "sqlite",
+    )
+    payload_mask = PayloadMask(config.observability.redact)
+    relay = None
+    if config.kafka is not None:
+        relay = _relay_to(config.kafka, store, worker_id, config.saga.lease_secs, payload_mask)
+        _read_relay_counts(meter, relay)
+    # Sagas run without the broker: their events wait.
+    readiness = Readiness(service, drain, {} if relay is None else {"kafka": relay.check})
+    _read_readiness(meter, readiness)
+    contexts = _contexts(config)
+    shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
+    keys = None if config.auth is None else KeySet(config.auth.jwks_url, config.auth.jwks_cache_ttl_secs)
+    authenticator = _authenticator(config, keys)
+    limits = DoorLimits(
+        max_connections=config.server.limits.max_connections, max_requests=config.server.limits.max_requests
+    )
+    app = create_app(
+        service,
+        drain=drain,
+        authenticator=authenticator,
+        meter=meter,
+        tracer=tracer,
+        version=product_version(),
+        readiness=readiness,
+        shared_metrics=shared,
+        payload_mask=payload_mask,
+        limits=limits,
+    )
+    return Parts(
+        meter=meter,
+        tracer=tracer,
+        caller=caller,
+        supervisor=supervisor,
+        service=service,
+        readiness=readiness,
+        authenticator=authenticator,
+        limits=limits,
+        rest=app,
+        relay=relay,
+        contexts=contexts,
+        keys=keys,
+        shared_metrics=shared,
+    )
+
+
+def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter) -> Tracer:
+    """The tracer the configuration asks for; one that keeps nothing where it asks for none."""
+    otlp = config.observability.otlp
+    if otlp is None:
+        return Tracer()
+    from server.spans import otlp_tracer  # the extra may be absent where it is not asked for
+
+    tracer = otlp_tracer(
+        otlp.endpoint,
+        Mask(secrets_of(config), PayloadMask(config.observability.redact)),
+        name=config.app.name,
+        version=product_version(),
+        environment=config.app.environment,
+        worker_id=worker_id,
+    )
+    meter.read_counter("saga_spans_exported", "Spans the collector has taken", lambda: tracer.exported)
+    meter.read_counter("saga_spans_lost", "Spans lost because the collector was away or slow", lambda: tracer.lost)
+    return tracer
+
+
+def _contexts(config: Config) -> ServerContexts | None:
+    if config.server.tls is None:
+        return None
+    try:
+        return ServerContexts(config.server.tls)
+    except TlsFilesInvalid as error:  # they were good when the configuration was checked
+        raise CannotStart(str(error)) from error
+
+
+def _authenticator(config: Config, keys: KeySet | None) -> Authenticator:
+    if config.auth is None or keys is None:
+        return OpenAccess()
+    if not config.auth.is_key_source_safe:
+        log.warning("jwks_over_cleartext message=%s", "whoever is between this server and its issuer can make tokens")
+    return TokenVerifier(keys, issuer=config.auth.issuer, audience=config.auth.audience)
+
+
+def _relay_to(
+    kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float, payload_mask: PayloadMask
+) -> Relay:
+    settings = KafkaSettings(
+        brokers=kafka.brokers,
+        security_protocol=kafka.security_protocol.value,
+        sasl_mechanism=None if kafka.sasl is None else kafka.sasl.mechanism.value,
+        username=None if kafka.sasl is None else kafka.sasl.username,
+        password=None if kafka.sasl is None else kafka.sasl.password.reveal(),
+        ca_file=kafka.tls.ca_file,
+        cert_file=kafka.tls.cert_file,
+        key_file=kafka.tls.key_file,
+    )
+    return Relay(
+        store.outbox,
+        KafkaPublisher(settings, client_id=f"saga-{worker_id}"),
+        relay_id=worker_id,
+        topic=kafka.topic,
+        lease_secs=lease_secs,
+        payload_mask=payload_mask,
+    )
+
+
+def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore) -> None:
+    """What is counted elsewhere and read at each scrape."""
+    meter.read_gauge("saga_active", "Sagas this worker runs now", lambda: supervisor.active)
+    if store.lanes:
+        meter.read_gauge(
+            "saga_group_commit_waiting",
+            "Moves and creations that wait for the next transaction",
+            lambda: {lane.name: float(lane.waiting) for lane in store.lanes},
+            "lane",
+        )
+    for lane in store.lanes:
+        lane.meter = meter
+        meter.expect_lane(lane.name)
+
+
+def _read_readiness(meter: PrometheusMeter, readiness: Readiness) -> None:
+    def checks() -> dict[str, float]:
+        last = readiness.last
+        return {} if last is None else {name: float(word == OK) for name, word in last.checks.items()}
+
+    def is_ready() -> float:
+        return float(readiness.last is not None and readiness.last.is_ready)
+
+    meter.read_gauge("saga_ready", "1: this process should be sent requests, as of the last few seconds", is_ready)
+    meter.read_gauge("saga_check_ok", "1: this part of /readyz is well, as of the last few seconds", checks, "check")
+
+
+def _read_relay_counts(meter: PrometheusMeter, relay: Relay) -> None:
+    meter.read_counter("saga_outbox_published", "Events the broker has acknowledged", lambda: relay.published)
+    meter.read_counter(
+        "saga_outbox_dead", "Messages the broker refused for good: someone has to look", lambda: relay.dead
+    )
+    meter.read_gauge(
+        "saga_outbox_pending",
+        "Events that wait in the part of the outbox this worker relays, as of the last few seconds",
+        lambda: relay.backlog.pending,
+    )
+    meter.read_gauge(
+        "saga_outbox_oldest_seconds", "How long the oldest of them has waited", lambda: relay.backlog.oldest_secs
+    )
