@@ -195,6 +195,7 @@ def test_a_port_on_which_other_workers_listen_is_named_with_its_key(
             server.spawn()
             assert server.wait() == 1
             assert f"saga: server.{key}: cannot listen on 127.0.0.1:{taken.getsockname()[1]}" in server.log
+            assert "in use (workers whose parent was killed hold it until they have drained)" in server.log
             assert "worker_started" not in server.log
 
 
