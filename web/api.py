@@ -6,6 +6,7 @@ what the routes, the OpenAPI document and the metrics' labels are made from.
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -33,15 +34,32 @@ log = logging.getLogger("saga.web")
 
 BASE = "/api/v1"
 
+DOOR_ERRORS = (400, 413, 500, 503)
+"""What any request can be told: it breaks a rule of all requests (`door.py`), its body is too long, there is a mistake
+of ours, there is more to do than is taken on."""
+
+
+class Tag(enum.StrEnum):
+    """What an operation is about; the order is that of the document."""
+
+    SAGAS = "sagas"
+    WORKFLOWS = "workflows"
+    AUDIT = "audit"
+    HEALTH = "health"
+
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of the API. `replies` maps a status to the type of its body; `errors` are statuses it may fail with.
-    `headers` are those it reads, with their types. `audited`: what the audit log calls it; None: it changes nothing."""
+    """One call of the API. `replies` maps a status to the type of its body; `errors` are statuses it may fail with,
+    beside `DOOR_ERRORS` and, where a permission is asked for, 401 and 403. `headers` are those it reads,
+    `reply_headers` those of its success, with their types. `links`: by operation, what OpenAPI's expressions find for
+    its parameters in this one's answer. `audited`: what the audit log calls it; None: it changes nothing."""
 
     name: str
+    tag: Tag
     method: str
     path: str
     summary: str
+    description: str = ""
     permission: Permission
     handle: Callable[[Request], Awaitable[Reply]]
     replies: Mapping[int, type]
@@ -49,7 +67,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body: type[msgspec.Struct] | None = None
     body_required: bool = True
     headers: Mapping[str, Any] = {}
+    reply_headers: Mapping[str, Any] = {}
     errors: tuple[int, ...] = ()
+    links: Mapping[str, Mapping[str, str]] = {}
     audited: AuditAction | None = None
 
 
@@ -66,10 +86,13 @@ class Api:
         return (
             Operation(
                 name="startSaga",
+                tag=Tag.SAGAS,
                 permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas",
                 summary="Start a saga; it is durable when this answers",
+                description="Once answered, the saga is stored and will run. With an `Idempotency-Key` it is safe to"
+                " ask again, also after a lost answer or a 503: the saga is started once.",
                 handle=self.start_saga,
                 body=schema.StartSagaBody,
                 headers={
@@ -78,111 +101,139 @@ class Api:
                     "tracestate": schema.TraceState,
                 },
                 replies={201: schema.SagaAccepted},
-                errors=(400, 404, 409, 413, 503),
+                reply_headers={"Location": schema.Location, "Idempotent-Replayed": schema.IdempotentReplayed},
+                links={name: {"saga_id": "$response.body#/saga_id"} for name in ("getSaga", "cancelSaga")},
+                errors=(404, 409),
                 audited=AuditAction.START_SAGA,
             ),
             Operation(
                 name="listSagas",
+                tag=Tag.SAGAS,
                 permission=Permission.READ_SAGAS,
                 method="GET",
                 path=f"{BASE}/sagas",
                 summary="A page of sagas, newest first",
+                description="Go on with `cursor`: unlike `page` it neither repeats nor leaves out a saga when others"
+                " are started meanwhile.",
                 handle=self.list_sagas,
                 query=schema.ListSagasQuery,
                 replies={200: schema.SagaListView},
-                errors=(400, 503),
+                links={"listSagas": {"cursor": "$response.body#/pagination/next_cursor"}},
             ),
             Operation(
                 name="getSaga",
+                tag=Tag.SAGAS,
                 permission=Permission.READ_SAGAS,
                 method="GET",
                 path=f"{BASE}/sagas/{{saga_id}}",
                 summary="A saga and what was done for it",
+                description="With `wait_secs` the answer comes when the saga is COMPLETED, FAILED or CANCELLED, when"
+                " the time is up, or when the server stops: look at `status`.",
                 handle=self.get_saga,
                 query=schema.GetSagaQuery,
                 replies={200: schema.SagaDetailView},
-                errors=(400, 404, 503),
+                errors=(404,),
             ),
             Operation(
                 name="cancelSaga",
+                tag=Tag.SAGAS,
                 permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/cancel",
                 summary="Ask for the cancellation, durably: what succeeded is compensated, the saga ends CANCELLED",
+                description="The cancel is stored and holds when this answers; the undoing is still to come. 409 when"
+                " the saga has ended.",
                 handle=self.cancel_saga,
                 replies={200: schema.Done},
-                errors=(400, 404, 409, 503),
+                links={"getSaga": {"saga_id": "$request.path.saga_id"}},
+                errors=(404, 409),
                 audited=AuditAction.CANCEL_SAGA,
             ),
             Operation(
                 name="compensateSaga",
+                tag=Tag.SAGAS,
                 permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/compensate",
                 summary="The same as cancel",
                 handle=self.cancel_saga,
                 replies={200: schema.Done},
-                errors=(400, 404, 409, 503),
+                links={"getSaga": {"saga_id": "$request.path.saga_id"}},
+                errors=(404, 409),
                 audited=AuditAction.CANCEL_SAGA,
             ),
             Operation(
                 name="retryCompensation",
+                tag=Tag.SAGAS,
                 permission=Permission.WRITE_SAGAS,
                 method="POST",
                 path=f"{BASE}/sagas/{{saga_id}}/retry-compensation",
                 summary="Run the failed compensations of an ended saga again, with what is corrected about them",
+                description="Only those that failed are run, with the same idempotency keys and a new set of"
+                " attempts. If all that is left is marked as done, the saga is over when this answers. 409"
+                " when there is nothing to retry.",
                 handle=self.retry_compensation,
                 body=schema.RetryCompensationBody,
                 body_required=False,
                 replies={202: schema.SagaAccepted},
-                errors=(400, 404, 409, 413, 503),
+                links={"getSaga": {"saga_id": "$response.body#/saga_id"}},
+                errors=(404, 409),
                 audited=AuditAction.RETRY_COMPENSATION,
             ),
             Operation(
                 name="registerWorkflow",
+                tag=Tag.WORKFLOWS,
                 permission=Permission.WRITE_WORKFLOWS,
                 method="POST",
                 path=f"{BASE}/workflows",
                 summary="Register a workflow, durably; a changed definition is the next version",
+                description="The same definition again changes nothing, one that differs is the next version; sagas"
+                " keep the one they began on. A bad one is refused with every error in it, each with line"
+                " and column.",
                 handle=self.register_workflow,
                 body=schema.RegisterWorkflowBody,
                 replies={201: schema.WorkflowRegistered},
-                errors=(400, 413, 503),
+                links={"getWorkflow": {"name": "$response.body#/name"}},
                 audited=AuditAction.REGISTER_WORKFLOW,
             ),
             Operation(
                 name="listWorkflows",
+                tag=Tag.WORKFLOWS,
                 permission=Permission.READ_WORKFLOWS,
                 method="GET",
                 path=f"{BASE}/workflows",
                 summary="The newest version of every workflow",
                 handle=self.list_workflows,
                 replies={200: schema.WorkflowListView},
-                errors=(400, 503),
             ),
             Operation(
                 name="getWorkflow",
+                tag=Tag.WORKFLOWS,
                 permission=Permission.READ_WORKFLOWS,
                 method="GET",
                 path=f"{BASE}/workflows/{{name}}",
                 summary="The newest version of one workflow, whole",
                 handle=self.get_workflow,
                 replies={200: schema.WorkflowView},
-                errors=(400, 404, 503),
+                errors=(404,),
             ),
             Operation(
                 name="listAudit",
+                tag=Tag.AUDIT,
                 permission=Permission.READ_AUDIT,
                 method="GET",
                 path=f"{BASE}/audit",
                 summary="A page of the audit log: who asked for which change, newest first",
+                description="What is entered: every change that was asked for, and every one that was denied for want"
+                " of a permission. Never a payload.",
                 handle=self.list_audit,
                 query=schema.ListAuditQuery,
                 replies={200: schema.AuditListView},
-                errors=(400, 503),
+                links={"listAudit": {"cursor": "$response.body#/pagination/next_cursor"}},
             ),
             Operation(
                 name="healthz",
+                tag=Tag.HEALTH,
                 permission=Permission.OPEN,
                 method="GET",
                 path="/healthz",
@@ -192,10 +243,13 @@ class Api:
             ),
             Operation(
                 name="readyz",
+                tag=Tag.HEALTH,
                 permission=Permission.OPEN,
                 method="GET",
                 path="/readyz",
                 summary="Whether this process should be sent requests",
+                description="`degraded` is ready too, with something to be looked at. What is wrong is one word here;"
+                " the log has the rest.",
                 handle=self.readyz,
                 replies={200: schema.Readiness, 503: schema.Readiness},
             ),
@@ -276,11 +330,7 @@ class Api:
         parse_query(request.query, schema.NoQuery)
         body = parse_body(request.body, request.header("Content-Type"), schema.RegisterWorkflowBody)
         registered = await uncancelled(self._service.register_workflow, body.workflow_yaml, request.asked_by)
-        workflow, definition = registered.workflow, registered.workflow.definition
-        return _json(
-            201,
-            schema.WorkflowRegistered(name=definition.name, version=workflow.version, step_count=len(definition.steps)),
-        )
+        return _json(201, views.workflow_registered(registered.workflow))
 
     async def list_workflows(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)

@@ -272,6 +272,26 @@ class NoQuery(msgspec.Struct, frozen=True):
 
 # --- what is answered -------------------------------------------------------------------------------------------------
 
+Location = Annotated[
+    str,
+    Meta(
+        examples=["/api/v1/sagas/40406ce6-dcf6-48af-bae1-ac96c250e6eb"],
+        description="the path of the saga",
+        extra_json_schema={"format": "uri-reference"},
+    ),
+]
+IdempotentReplayed = Annotated[
+    Literal["true"] | None, Meta(description="the saga is that of an earlier request with this `Idempotency-Key`")
+]
+RetryAfter = Annotated[int, Meta(ge=0, examples=[1], description="seconds after which to try again")]
+Challenge = Annotated[
+    str,
+    Meta(
+        examples=['Bearer realm="saga"'], description="how a token is sent, or what is wrong with this one (RFC 6750)"
+    ),
+]
+Allow = Annotated[str, Meta(examples=["GET, HEAD, OPTIONS"], description="the methods this path has")]
+
 
 class SagaAccepted(msgspec.Struct, frozen=True, kw_only=True):
     """A saga that has been started, or is to run again."""

@@ -18,6 +18,7 @@ from web.schema import (
     SagaView,
     StepLogView,
     StepView,
+    WorkflowRegistered,
     WorkflowSummary,
     WorkflowView,
 )
@@ -105,6 +106,11 @@ def audit_list_view(page: AuditPage) -> AuditListView:
             page_size=page.page_size, has_next=page.next_cursor is not None, next_cursor=page.next_cursor
         ),
     )
+
+
+def workflow_registered(workflow: Workflow) -> WorkflowRegistered:
+    definition = workflow.definition
+    return WorkflowRegistered(name=definition.name, version=workflow.version, step_count=len(definition.steps))
 
 
 def workflow_summary(workflow: Workflow) -> WorkflowSummary:
