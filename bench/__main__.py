@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import safety
+from bench import doors, safety
 from bench.engine import STEPS
 from bench.processes import measured, participant, say
 from tests.support.kafka import running_broker
@@ -152,7 +152,15 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--scale", type=float, default=1.0, help="0.1: a tenth of the sagas, for a quick look")
     parser.add_argument("--safety", action="store_true", help="instead: several workers, events, recovery")
+    parser.add_argument("--doors", action="store_true", help="instead: access control, TLS, masking, tracing")
     options = parser.parse_args()
-    figures = safety.run(options.scale) if options.safety else run(options.scale)
-    text = safety.table(figures) if options.safety else table(figures)
+    if options.safety:
+        figures = safety.run(options.scale)
+        text = safety.table(figures)
+    elif options.doors:
+        figures = doors.run(options.scale)
+        text = doors.table(figures)
+    else:
+        figures = run(options.scale)
+        text = table(figures)
     print(json.dumps(figures, indent=2) if options.json else text)
