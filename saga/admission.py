@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import trio
 
 from saga.errors import Overloaded
+from saga.meter import Meter
 
 MAX_STARTS = 2000
 """Starts on their way to the store. A guess: some batches of a group commit, and a second's worth of a fast store."""
@@ -19,6 +20,10 @@ MAX_STARTS = 2000
 STALLED_SECS = 5.0
 """How long the oldest of them may have waited. A guess: far above the slowest commit of a store that is well, and below
 the time most clients give a request."""
+
+
+TOO_MANY, STALLED = REASONS = ("too_many", "stalled")
+"""Why a start is turned away, in one word; what the client is told is longer."""
 
 
 class Admission:
@@ -30,23 +35,20 @@ class Admission:
         self._stalled_secs = stalled_secs
         self._since: dict[object, float] = {}
         """Oldest first: a dict keeps the order in which its keys came."""
-        self.refused = 0
 
     def __len__(self) -> int:
         return len(self._since)
 
     @contextmanager
-    def start(self) -> Iterator[None]:
-        """A start is under way for as long as the block lasts. `Overloaded`: nothing was begun."""
+    def start(self, meter: Meter) -> Iterator[None]:
+        """A start is under way for as long as the block lasts. `Overloaded`: nothing was begun; `meter` is told."""
         now = trio.current_time()
-        reason = None
         if len(self._since) >= self._max_starts:
-            reason = "too many sagas are being started at a time"
-        elif self._since and now - next(iter(self._since.values())) >= self._stalled_secs:
-            reason = "the store takes too long for the starts that wait"
-        if reason is not None:
-            self.refused += 1
-            raise Overloaded(f"{reason}; nothing was started, try again")
+            meter.start_refused(TOO_MANY)
+            raise Overloaded("too many sagas are being started at a time; nothing was started, try again")
+        if self._since and now - next(iter(self._since.values())) >= self._stalled_secs:
+            meter.start_refused(STALLED)
+            raise Overloaded("the store takes too long for the starts that wait; nothing was started, try again")
         place = object()
         self._since[place] = now
         try:

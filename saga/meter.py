@@ -11,6 +11,9 @@ class Meter:
     def saga_started(self, workflow_name: str) -> None:
         """A saga was accepted."""
 
+    def start_refused(self, reason: str) -> None:
+        """A start was turned away because others are on their way; `reason` is one of `admission.REASONS`."""
+
     def saga_ended(self, workflow_name: str, status: SagaStatus, seconds: float) -> None:
         """A saga reached a final state, `seconds` after it was created."""
 

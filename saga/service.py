@@ -176,7 +176,7 @@ class SagaService:
         cancelled meanwhile may find the saga started all the same.
         """
         body = self._check(request)
-        with self._admission.start():
+        with self._admission.start(self._meter):
             return await self._start(request, body, asked_by)
 
     async def _start(self, request: StartSaga, body: bytes, asked_by: Requester) -> Started:

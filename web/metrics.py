@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from saga.admission import REASONS
 from saga.meter import Meter
 from saga.model import SagaStatus, StepAction, StepStatus
 from saga.ports import UndoDebt
@@ -145,6 +146,11 @@ class PrometheusMeter(Meter):
         self._build = Info("saga_build", "What runs here: release, Python and kind of store", registry=self.registry)
         # --- sagas
         self._started = self._counter("saga_started", "Sagas accepted", "workflow")
+        self._refused = self._counter(
+            "saga_starts_refused", "Starts turned away because the store does not keep up", "reason"
+        )
+        for reason in REASONS:
+            self._refused(reason)  # told as none until there is one
         self._finished = self._counter("saga_finished", "Sagas that reached a final state", "workflow", "status")
         self._duration = self._histogram(
             "saga_duration_seconds", "From a saga's creation to its final state", SAGA_SECONDS, "workflow", "status"
@@ -249,6 +255,9 @@ class PrometheusMeter(Meter):
         workflow = self._workflow(workflow_name)
         self._started(workflow).inc()
         self._undo_failures(workflow)  # told as none until there is one
+
+    def start_refused(self, reason: str) -> None:
+        self._refused(reason).inc()
 
     def saga_ended(self, workflow_name: str, status: SagaStatus, seconds: float) -> None:
         workflow = self._workflow(workflow_name)
