@@ -101,7 +101,8 @@ class ProtobufCodec:
         try:
             json_format.ParseDict(request, message, ignore_unknown_fields=not strict, descriptor_pool=self._pool)
             return message.SerializeToString()
-        except (json_format.ParseError, ValueError, TypeError, RecursionError, AttributeError) as error:
+        # OverflowError: a whole number beyond every float, where the field is a float or a Struct.
+        except (json_format.ParseError, ValueError, TypeError, RecursionError, AttributeError, OverflowError) as error:
             reason = "it nests too deep" if isinstance(error, RecursionError) else clean_text(str(error))
             raise _unfit_request(f"the request does not fit {self._request_name}: {reason}") from error
 

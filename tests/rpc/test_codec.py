@@ -122,6 +122,14 @@ def test_a_deep_struct_in_a_protobuf_answer_is_in_doubt(reserve: ProtobufCodec) 
     assert (caught.value.outcome, caught.value.code) == (Outcome.NOT_DONE, "INVALID_ARGUMENT")
 
 
+def test_a_number_beyond_every_float_does_not_fit_where_floats_are(reserve: ProtobufCodec) -> None:
+    for strict in (False, True):
+        with pytest.raises(Lost) as caught:
+            reserve.encode({"extra": {"a": [10**400]}}, strict=strict)
+        assert (caught.value.outcome, caught.value.code) == (Outcome.NOT_DONE, "INVALID_ARGUMENT")
+        assert caught.value.permanent
+
+
 def test_requests_json_cannot_hold_are_not_sent() -> None:
     endless: dict[str, Any] = {}
     endless["self"] = endless
