@@ -126,7 +126,8 @@ def _summary(details: tuple[Detail, ...]) -> str:
 
 def _definition(root: Node, services: frozenset[str] | None, faults: Faults) -> WorkflowDefinition:
     fields = MapReader(root, "", faults)
-    name = fields.string("name")
+    # Sagas are started and listed by it, and what asks for a workflow may only name what prints.
+    name = fields.string("name", printable=True)
     timeout_secs = fields.optional_number("timeout_secs", low=0, high=MAX_TIMEOUT_SECS, above_low=True)
     steps_node = fields.take("steps", required=True)
     fields.close()

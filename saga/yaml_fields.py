@@ -106,10 +106,11 @@ class MapReader:
         max_chars: int = 255,
         matching: re.Pattern[str] | None = None,
         expected: str | None = None,
+        printable: bool = False,
         secret: bool = False,
     ) -> str:
         """Text of 1 to `max_chars` characters without control characters, and of the form `matching` if given.
-        `expected` words that form. `secret`: the value is not shown."""
+        `expected` words that form. `printable`: nor others that leave no mark. `secret`: the value is not shown."""
         node = self.take(key, required=default is REQUIRED)
         if node is None:
             return "" if default is REQUIRED else default
@@ -120,6 +121,7 @@ class MapReader:
             max_chars=max_chars,
             matching=matching,
             expected=expected,
+            printable=printable,
             secret=secret,
         )
 
@@ -227,6 +229,7 @@ def read_string(
     max_chars: int = 255,
     matching: re.Pattern[str] | None = None,
     expected: str | None = None,
+    printable: bool = False,
     secret: bool = False,
 ) -> str:
     """One string; see `MapReader.string`."""
@@ -244,6 +247,8 @@ def read_string(
         faults.note(path, "range", f"expected string of 1 to {max_chars} characters, got {len(text)}", node)
     elif _CONTROL.search(text):
         faults.note(path, "value", f"expected {wanted}, got control characters in it", node)
+    elif printable and not text.isprintable():
+        faults.note(path, "value", f"expected {wanted}, got characters in it that do not print", node)
     elif matching is not None and not matching.fullmatch(text):
         faults.note(path, "value", f"expected {wanted}, got {shown or describe(node)}", node)
     return text

@@ -49,6 +49,8 @@ def test_name_is_a_string_of_1_to_255_characters(name: str) -> None:
         ("{a: b}", "name: expected string of 1 to 255 characters, got a map"),
         ('"a\\0b"', "name: expected string of 1 to 255 characters, got control characters in it"),
         ('"a\\nb"', "name: expected string of 1 to 255 characters, got control characters in it"),
+        ('"a\\u202eb"', "name: expected string of 1 to 255 characters, got characters in it that do not print"),
+        ('"a\\_b"', "name: expected string of 1 to 255 characters, got characters in it that do not print"),
         (
             "yes",
             "name: expected string of 1 to 255 characters, got yes, a boolean to some YAML readers and a string to "
