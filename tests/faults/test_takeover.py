@@ -92,6 +92,9 @@ def test_a_worker_that_was_killed_is_succeeded_when_its_lease_has_ended(
         print(f"taken over {late:.2f} s after the lease had ended")
         assert early >= 0
         assert late <= 2.0 + LATE_SECS
+        assert f"sagas_freed count={SAGAS} " in second.log
+        for saga_id in sagas:
+            assert f"saga_resumed saga_id={saga_id} status=RUNNING epoch=2" in second.log
         shop.script({"*": [{"once": True}]})
         second.signal(signal.SIGTERM)  # resets the calls that hang, and leaves the sagas to whoever comes
         first.start()
