@@ -28,7 +28,8 @@ help:
 	@echo "make simulate SAGAS=20000 SEED=0"
 	@echo "              run that many sagas amid simulated crashes, lost replies and lost leases (docs/simulation.md)"
 	@echo "make fuzz CASES=10000"
-	@echo "              that many random gRPC calls and frames, and ten times as many damaged workflow definitions"
+	@echo "              that many REST requests by the document, on SQLite and on Postgres, as many random gRPC calls"
+	@echo "              and frames, and ten times as many damaged workflow definitions"
 	@echo "              (ARGS='--hostile 10000': also that many hostile requests of each kind)"
 	@echo "make chaos    workers, Postgres and broker in trouble under load for MINUTES=1; check that nothing is lost"
 

@@ -1,9 +1,10 @@
 """Fuzzing in numbers, outside of the tests:
 
-    python -m tests.fuzz --cases 10000        # calls and frames; ten times as many definitions
+    python -m tests.fuzz --cases 10000        # as many REST requests, on each store, and gRPC calls and frames; ten
+                                              # times as many definitions
     python -m tests.fuzz --hostile 10000      # that many requests of each hostile kind, and what the server grew by
 
-Ends with an error on the first thing that must not be.
+Ends with an error on the first thing that must not be; requests of REST are told in a table first.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import trio
 
-from tests.fuzz import definitions, hostile, wire
+from tests.fuzz import contract, definitions, hostile, wire
 from tests.fuzz.target import GROWTH_BYTES, target
+from tests.support.postgres import running_server
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description="fuzzing")
-    options.add_argument("--cases", type=int, default=0, help="random gRPC calls and connections")
+    options.add_argument("--cases", type=int, default=0, help="REST requests of each store; gRPC calls and connections")
     options.add_argument("--definitions", type=int, help="damaged definitions; default: ten times the cases")
     options.add_argument("--hostile", type=int, default=0, help="requests of each hostile kind")
     options.add_argument("--seed", type=int, help="default: another one each time")
@@ -29,6 +32,11 @@ def main() -> None:
     seed = time.time_ns() % 2**32 if chosen.seed is None else chosen.seed
     print(f"seed {seed}", flush=True)
     if chosen.cases:
+        _contract("SQLite", chosen.cases, seed)
+        with running_server() as postgres:
+            postgres.make_template()
+            with postgres.cloned_database() as dsn:
+                _contract("PostgreSQL", chosen.cases, seed + chosen.cases, {"DATABASE_URL": dsn})
         _wire(chosen.cases, seed)
     if chosen.hostile:
         _hostile(chosen.hostile)
@@ -36,6 +44,16 @@ def main() -> None:
         started = time.monotonic()
         seen = definitions.run(count, seed)
         print(f"definitions: {dict(seen)}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _contract(store: str, cases: int, seed: int, env: Mapping[str, str] | None = None) -> None:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        ran = contract.run(Path(folder), cases, seed, env)
+    print(f"REST on {store}: {ran.cases} requests, {len(ran.faults)} faults; grown by {ran.grown >> 10} KiB,", end=" ")
+    print(f"{time.monotonic() - started:.0f} s\n{ran.table()}", flush=True)
+    assert ran.faults == [], "\n".join(ran.faults[:20])
+    assert ran.grown < GROWTH_BYTES, ran.grown
 
 
 def _wire(cases: int, seed: int) -> None:
