@@ -17,7 +17,7 @@ from saga.model import Json
 
 
 class AuditAction(enum.StrEnum):
-    """What a client can ask to be changed. The last but one: a compensation is not made again, it was done by hand."""
+    """What a client can ask to be changed. MARK_DONE: a compensation is not run again, it was done by hand."""
 
     START_SAGA = "START_SAGA"
     CANCEL_SAGA = "CANCEL_SAGA"

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 class SagaStatus(enum.StrEnum):
-    """The six states of a saga; the last three are final unless an operator reopens a failed undo."""
+    """The six states of a saga; COMPLETED, FAILED and CANCELLED are final unless an operator reopens a failed undo."""
 
     STARTED = "STARTED"
     RUNNING = "RUNNING"

@@ -370,7 +370,7 @@ class Api:
     # --- health -------------------------------------------------------------------------------------------------------
 
     async def healthz(self, request: Request) -> Reply:
-        return _json(200, schema.Alive())
+        return _json(200, schema.Alive(status="ok"))
 
     async def readyz(self, request: Request) -> Reply:
         report = await self._readiness.report()

@@ -6,8 +6,10 @@ Errors of `saga.errors` are told by their text; any other is our own bug, is log
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from saga.errors import (
     Conflict,
@@ -54,23 +56,25 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
 """Status and code by error; a class not named here is what its nearest base is."""
 
 
-class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
     """One field at fault; `line` and `column` where it came from a workflow's text."""
 
-    field: str
-    reason: str
-    message: str
-    line: int | None = None
-    column: int | None = None
+    field: Annotated[str, Meta(description="its path, as `steps[1].retry.max_attempts`; empty: the whole")]
+    reason: Annotated[str, Meta(description="a fixed word, for programs")]
+    message: Annotated[str, Meta(description="for people")]
+    line: Annotated[int, Meta(ge=1, description="from 1")] | msgspec.UnsetType = msgspec.UNSET
+    column: Annotated[int, Meta(ge=1, description="from 1")] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong; `code` is fixed, `message` is for people, `request_id` is in the log too."""
+    """What went wrong."""
 
-    code: str
-    message: str
-    request_id: str
-    details: list[ErrorDetail]
+    code: Annotated[
+        str, Meta(description="for programs", extra_json_schema={"enum": sorted({code for _, code in STATUS.values()})})
+    ]
+    message: Annotated[str, Meta(description="for people")]
+    request_id: Annotated[str, Meta(description="the id of the request; it is in the log too")]
+    details: Annotated[list[ErrorDetail], Meta(description="each field at fault; none: it is not about fields")]
 
 
 class ErrorEnvelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,5 +122,9 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 def _detail(detail: Detail) -> ErrorDetail:
     return ErrorDetail(
-        field=detail.field, reason=detail.reason, message=detail.message, line=detail.line, column=detail.column
+        field=detail.field,
+        reason=detail.reason,
+        message=detail.message,
+        line=msgspec.UNSET if detail.line is None else detail.line,
+        column=msgspec.UNSET if detail.column is None else detail.column,
     )

@@ -24,6 +24,7 @@ from saga.workflow import Workflow
 from saga.workflow_yaml import parse_workflow
 from web import schema, views
 from web.body import too_large
+from web.door import BODY_SLACK_BYTES
 from web.exchange import JSON
 from web.parsing import parse_body, parse_query
 
@@ -163,7 +164,7 @@ REPLIES: Mapping[str, Mapping[int, Mapping[str, msgspec.Struct]]] = {
             )
         }
     },
-    "healthz": {200: {"alive": schema.Alive()}},
+    "healthz": {200: {"alive": schema.Alive(status="ok")}},
     "readyz": {
         200: {"ready": schema.Readiness(status="healthy", checks={"database": "ok"}, timestamp=rfc3339(_BEGUN))},
         503: {
@@ -209,7 +210,7 @@ ERRORS: Mapping[int, Mapping[str, Exception]] = {
         "nothing to retry": Conflict(f"saga {_SAGA_ID} has no failed compensation to retry"),
         "a key that was used": Conflict("idempotency key 'shop-77' was used with another request"),
     },
-    413: {"a long body": too_large(1 << 20)},
+    413: {"a long body": too_large((1 << 20) + BODY_SLACK_BYTES)},
     500: {"an error of ours": AssertionError()},
     503: {
         "no database": Unavailable("the database cannot be reached: connection refused"),

@@ -455,7 +455,7 @@ class AuditListView(msgspec.Struct, frozen=True, kw_only=True):
 class Alive(msgspec.Struct, frozen=True, kw_only=True):
     """The process answers."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok"]
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
