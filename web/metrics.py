@@ -31,7 +31,7 @@ MAX_NAMES = 200
 """Series are kept for ever, and anyone who may register workflows could make any number of names. A guess."""
 OTHER = "other"
 SAGA_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600, 21600, 86400)
-CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 GRPC_CODES = frozenset({"OK", *STATUS_CODES})

@@ -1,13 +1,16 @@
 """`/metrics` of several workers on one port: whoever is asked answers for all, each series with its `worker`.
 
 A scraper cannot choose the process it reaches. So each worker writes what it has counted into a folder they share, once
-a second, and the one that is asked puts the files together. A worker that died keeps its last word until its successor,
-which counts from zero, overwrites it: to Prometheus a counter that was reset.
+a second, and the one that is asked puts the files together. A worker that died keeps what it has counted until its
+successor, which counts from zero, overwrites it: to Prometheus a counter that was reset. What it said of its state is
+not repeated when it has been silent for some time: its sagas are with others by then, and it is not ready.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,11 @@ log = logging.getLogger("saga.web")
 
 WRITE_SECS = 1.0
 """How old another worker's figures may be; far below any scrape interval."""
+
+SILENT_SECS = 10.0
+"""After how long without a word a worker's gauges are no longer told: above what a busy worker may be late by."""
+
+READY = "saga_ready"
 
 OF_THE_STORE = frozenset(
     {"saga_open", "saga_undo_debt", "saga_undo_debt_oldest_seconds", "saga_store_counted_timestamp_seconds"}
@@ -82,11 +90,25 @@ class SharedMetrics:
         partial.rename(self._folder / f"{self._number}.metrics")
 
     def _read_others(self) -> dict[str, list[_Family]]:
-        return {
-            file.stem: msgspec.msgpack.decode(file.read_bytes(), type=list[_Family])
-            for file in sorted(self._folder.glob("*.metrics"))
-            if file.stem != str(self._number)
-        }
+        found = {}
+        for file in sorted(self._folder.glob("*.metrics")):
+            if file.stem == str(self._number):
+                continue
+            with file.open("rb") as opened:
+                written_at = os.fstat(opened.fileno()).st_mtime
+                families = msgspec.msgpack.decode(opened.read(), type=list[_Family])
+            found[file.stem] = families if time.time() < written_at + SILENT_SECS else _of_a_silent(families)
+        return found
+
+
+def _of_a_silent(families: list[_Family]) -> list[_Family]:
+    """What may still be said of a worker that says nothing: what it has counted, and that it is not ready."""
+    kept = [family for family in families if family.type not in ("gauge", "info")]
+    for family in families:
+        if family.name == READY:
+            samples = [_Sample(sample.name, sample.labels, 0.0) for sample in family.samples]
+            kept.append(_Family(family.name, family.documentation, family.type, samples))
+    return kept
 
 
 class _Merged(Collector):
