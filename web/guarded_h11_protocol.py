@@ -3,6 +3,9 @@
 While a request is answered that another one came behind, nothing is read; what reads waits for the answer to be sent.
 If the client goes away meanwhile, the answer cannot be sent, nobody says so, and the wait has no end: each such
 connection costs a file until the process stops. Here the end of the connection ends the wait.
+
+It also writes the head of an answer and its body apart; here they go out together, which saves a system call, and most
+clients a wake-up, for each request.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from typing import Any, cast
 
 import h11
 import hypercorn.protocol
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import H11SendableEvent
 
 
 class _Ended:
@@ -36,11 +40,28 @@ class _Ended:
 class GuardedH11Protocol(H11Protocol):
     """One HTTP/1 connection; when it closes, nobody goes on waiting to read from it."""
 
+    _head = b""
+    """The head of the answer, until what comes next is sent: all our answers have their body at hand."""
+
     async def handle(self, event: Event) -> None:
         await super().handle(event)
         if isinstance(event, Closed):
             self.connection = cast(Any, _Ended())
             await self.can_read.set()
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self._head = data
+            return
+        data, self._head = self._head + data, b""
+        if data:  # the end of an answer of a known length has none
+            await self.send(RawData(data=data))
 
 
 def install() -> None:

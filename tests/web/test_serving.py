@@ -300,3 +300,18 @@ async def test_two_servers_share_a_port_when_told_to_and_ipv6_is_served(site: Si
                 await stream.send_all(GET)
                 assert (await read_answer(stream)).startswith(b"HTTP/1.1 200")
         nursery.cancel_scope.cancel()
+
+
+async def test_the_head_of_an_answer_and_its_body_are_sent_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    send_all = trio.SocketStream.send_all
+
+    async def noted(stream: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
+        sent.append(bytes(data))
+        await send_all(stream, data)
+
+    monkeypatch.setattr(trio.SocketStream, "send_all", noted)
+    answers = [await site.client.request(method, "/healthz") for method in ("GET", "HEAD", "GET")]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    heads = [data for data in sent if data.startswith(b"HTTP/1.1 ")]
+    assert [head.partition(b"\r\n\r\n")[2] for head in heads] == [answer.content for answer in answers]
