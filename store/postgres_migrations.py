@@ -5,18 +5,14 @@ Asyncio-flavoured, over one connection; `postgres.py` crosses into it once.
 
 from __future__ import annotations
 
-from typing import Any
-
 from saga.ports import SchemaState
 from store.errors import MigrationError
 from store.migrations import Applied, MigrationStatus, check_applied, migrations, pending_down, pending_up, statuses
 from store.migrations import schema_state as migrations_state
+from store.postgres_connections import Connection
 from store.queries import Dialect, load
 
 _QUERIES = load(Dialect.POSTGRES)
-
-Connection = Any
-"""asyncpg.Connection; the library has no types."""
 
 
 async def migrate_up(connection: Connection) -> list[int]:

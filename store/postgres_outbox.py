@@ -5,18 +5,14 @@ All of it goes over a connection of its own, so that publishing a long backlog h
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import trio
-
-from bridge import run_aio
 from store.cloudevents import OutboxEvent
 from store.outbox import Backlog, Bell, Settled, fair_share
-from store.queries import Dialect, Query, load
-
-T = TypeVar("T")
+from store.postgres_connections import Connection, Link, fetch
+from store.queries import Dialect, load
 
 COUNTED = 10_000
 """Events counted in a partition at most: the count is for people and is taken every few seconds."""
@@ -25,15 +21,6 @@ FETCHED = (4, 256)
 """Rows of the first fetch and of any: a row may carry a payload of a mebibyte or more."""
 
 _Q = load(Dialect.POSTGRES)
-
-Connection = Any
-"""asyncpg.Connection; the library has no types."""
-
-
-class Link(Protocol):
-    """A connection that is opened when it is needed, with the store's errors."""
-
-    async def exchange(self, say: Callable[[Connection], Awaitable[T]]) -> T: ...
 
 
 class PostgresOutbox:
@@ -47,25 +34,25 @@ class PostgresOutbox:
     async def take_share(self, relay_id: str, lease_secs: float) -> int:
         async def say(connection: Connection) -> int:
             async with connection.transaction():
-                await _fetch(connection, _Q["lock_outbox_partitions"])
-                await _fetch(connection, _Q["keep_relay"], relay_id=relay_id, lease_secs=lease_secs, now=self._now())
-                await _fetch(connection, _Q["remove_expired_relays"], now=self._now())
-                found = await _fetch(connection, _Q["outbox_partitions"])
+                await fetch(connection, _Q["lock_outbox_partitions"])
+                await fetch(connection, _Q["keep_relay"], relay_id=relay_id, lease_secs=lease_secs, now=self._now())
+                await fetch(connection, _Q["remove_expired_relays"], now=self._now())
+                found = await fetch(connection, _Q["outbox_partitions"])
                 owners = [(row["id"], row["relay"]) for row in found]
                 take, give_up = map(list, fair_share(relay_id, owners, found[0]["relays"]))
                 if give_up:
-                    await _fetch(connection, _Q["give_up_partitions"], relay_id=relay_id, partitions=give_up)
+                    await fetch(connection, _Q["give_up_partitions"], relay_id=relay_id, partitions=give_up)
                 if take:
-                    await _fetch(connection, _Q["take_free_partitions"], relay_id=relay_id, partitions=take)
+                    await fetch(connection, _Q["take_free_partitions"], relay_id=relay_id, partitions=take)
                 return sum(1 for _, relay in owners if relay == relay_id) + len(take) - len(give_up)
 
-        return await self._write(say)
+        return await self._link.write(say)
 
     async def keep(self, relay_id: str, lease_secs: float) -> None:
         async def say(connection: Connection) -> None:
-            await _fetch(connection, _Q["keep_relay"], relay_id=relay_id, lease_secs=lease_secs, now=self._now())
+            await fetch(connection, _Q["keep_relay"], relay_id=relay_id, lease_secs=lease_secs, now=self._now())
 
-        await run_aio(self._link.exchange(say))
+        await self._link.write_or_give_up(say)
 
     async def pending(self, relay_id: str, *, limit: int, max_bytes: int) -> list[OutboxEvent]:
         query = _Q["pending_events"]
@@ -89,11 +76,11 @@ class PostgresOutbox:
                     count = max(1, min(FETCHED[1], int((max_bytes - fetched_bytes) / mean_bytes)))
             return events
 
-        return await run_aio(self._link.exchange(say))
+        return await self._link.write_or_give_up(say)
 
     async def settle(self, settled: Settled) -> None:
         async def say(connection: Connection) -> None:
-            await _fetch(
+            await fetch(
                 connection,
                 _Q["settle_events"],
                 published_ids=list(settled.published),
@@ -105,33 +92,20 @@ class PostgresOutbox:
                 now=self._now(),
             )
 
-        await run_aio(self._link.exchange(say))
+        await self._link.write_or_give_up(say)
 
     async def backlog(self, relay_id: str) -> Backlog:
         async def say(connection: Connection) -> Backlog:
-            (row,) = await _fetch(connection, _Q["outbox_backlog"], relay_id=relay_id, limit=COUNTED, now=self._now())
+            (row,) = await fetch(connection, _Q["outbox_backlog"], relay_id=relay_id, limit=COUNTED, now=self._now())
             return Backlog(pending=row["pending"], oldest_secs=row["oldest_secs"] or 0.0)
 
-        return await run_aio(self._link.exchange(say))
+        return await self._link.write_or_give_up(say)
 
     async def leave(self, relay_id: str) -> None:
         async def say(connection: Connection) -> None:
-            await _fetch(connection, _Q["remove_relay"], relay_id=relay_id)
+            await fetch(connection, _Q["remove_relay"], relay_id=relay_id)
 
-        await run_aio(self._link.exchange(say))
-
-    async def _write(self, say: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-        """To its end, which the link bounds: a cancelled transaction would cost the connection."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        with trio.CancelScope(shield=True):
-            answer = await run_aio(self._link.exchange(say))
-        return answer  # noqa: RET504  a scope may swallow, in mypy's eyes: a return inside it would not count
-
-
-async def _fetch(connection: Connection, query: Query, **parameters: object) -> list[Any]:
-    assert parameters.keys() == set(query.parameters), query.name  # every method has a case in tests/store
-    found: list[Any] = await connection.fetch(query.text, *(parameters[name] for name in query.parameters))
-    return found
+        await self._link.write_or_give_up(say)
 
 
 def _event(row: Any) -> OutboxEvent:

@@ -17,7 +17,7 @@ from bridge import open_loop, run_aio
 from saga.errors import SagaError
 from store import postgres_migrations, sqlite_migrations
 from store.migrations import MigrationStatus
-from store.postgres import MIGRATION_SESSION, Connection, connect
+from store.postgres_connections import MIGRATION_SESSION, Connection, connect
 from store.postgres_errors import translated
 from store.sqlite import locked, opened_connection, translated_sqlite
 

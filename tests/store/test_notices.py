@@ -153,9 +153,9 @@ async def test_a_listener_that_lost_its_connection_listens_anew_and_says_that_it
 
 async def test_listening_ends_when_it_is_cancelled_though_the_database_is_away(postgres_dsn: str) -> None:
     async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
-        store._dsn = "postgresql://postgres@127.0.0.1:1/nowhere"
+        store._notices._dsn = "postgresql://postgres@127.0.0.1:1/nowhere"
         with pytest.raises(Unavailable):
-            await run_aio(store._listen_until_lost(lambda notice: None))
+            await run_aio(store._notices._listen_until_lost(lambda notice: None))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.listen, lambda notice: None)
             await trio.testing.wait_all_tasks_blocked()

@@ -10,7 +10,7 @@ import asyncpg
 
 from saga.model import SagaStatus
 from saga.ports import Store
-from store.postgres import _READER_SESSION
+from store.postgres_connections import READER_SESSION
 from store.queries import Dialect, load
 from store.sqlite import MEMORY, opened_connection
 from store.sqlite_migrations import migrate_up
@@ -51,7 +51,7 @@ def test_a_claim_on_postgres_reads_no_saga_that_is_parked(postgres_dsn: str) -> 
     }
 
     async def explain() -> list[Any]:
-        connection = await asyncpg.connect(postgres_dsn, server_settings=_READER_SESSION)
+        connection = await asyncpg.connect(postgres_dsn, server_settings=READER_SESSION)
         try:
             await connection.execute(FILL_POSTGRES)
             plans = []

@@ -18,7 +18,8 @@ from saga.errors import RowRejected, Unavailable
 from saga.model import Saga
 from saga.ports import Recorded
 from store.errors import StoreRefuses
-from store.postgres import _READER_SESSION, _SESSION, _WRITER_SESSION, PostgresStore, _fetch, _Link, open_postgres
+from store.postgres import PostgresStore, open_postgres
+from store.postgres_connections import READER_SESSION, SESSION, WRITER_SESSION, Link, fetch
 from store.postgres_errors import NothingSent, TryAgain, translation_of
 from store.queries import Dialect, Query, load
 from tests.store.samples import WORKER, created, log_entry, move, new_saga, running
@@ -215,7 +216,7 @@ async def test_a_server_that_is_not_there_is_unavailable(postgres_server: Postgr
 async def test_what_was_never_sent_is_not_taken_for_lost() -> None:
     """Hours of a server that is away must not pile up claims to ask for."""
     async with open_loop():
-        link = _Link("postgresql://postgres@127.0.0.1:1/saga", {})
+        link = Link("postgresql://postgres@127.0.0.1:1/saga", {})
         with pytest.raises(NothingSent):
             await run_aio(link.exchange(lambda connection: connection.fetchval("SELECT 1")))
 
@@ -292,7 +293,7 @@ async def test_a_claim_does_not_wait_for_a_saga_that_another_transaction_holds(p
 
     async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
         held, free = await created(store), await created(store)
-        other = _Link(postgres_dsn, {})
+        other = Link(postgres_dsn, {})
         await run_aio(other.exchange(hold))
         with trio.fail_after(5):
             assert [one.saga.saga_id for one in await store.claim_due_sagas(WORKER, 10)] == [free.saga_id]
@@ -320,7 +321,7 @@ async def test_a_row_that_somebody_has_locked_holds_up_neither_sweeps_nor_leases
         await store.register_worker(WORKER, 60.0)
         held, free = await created(store, owner="gone"), await created(store, owner="gone")
         mine = await created(store, owner="leaving")
-        other = _Link(postgres_dsn, {})
+        other = Link(postgres_dsn, {})
         await run_aio(other.exchange(partial(hold, held.saga_id)))
         with trio.fail_after(5):
             assert await store.release_expired_workers() == 2
@@ -350,7 +351,7 @@ async def test_a_sweep_that_has_seen_old_rows_takes_nothing_from_a_living_worker
     async with open_loop(), open_postgres(postgres_dsn, events=True) as store, trio.open_nursery() as others:
         await store.register_worker(WORKER, 60.0)
         held, taken = await created(store, owner="gone"), await created(store, owner="gone")
-        other, second = _Link(postgres_dsn, {}), _Link(postgres_dsn, {})
+        other, second = Link(postgres_dsn, {}), Link(postgres_dsn, {})
         await run_aio(other.exchange(partial(hold, held.saga_id)))
         others.start_soon(run_aio, second.exchange(lambda connection: connection.fetch(waiting)))
         await blocked_on_a_lock(postgres_dsn)
@@ -369,7 +370,7 @@ async def test_a_sweep_that_has_seen_old_rows_takes_nothing_from_a_living_worker
 async def test_a_saga_that_is_given_to_another_while_a_lost_answer_is_made_good_stays_with_it(
     postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(_READER_SESSION, "lock_timeout", "20000")  # until the machine has noticed that it waits
+    monkeypatch.setitem(READER_SESSION, "lock_timeout", "20000")  # until the machine has noticed that it waits
 
     async def give_away(connection: Any) -> None:
         await connection.execute("BEGIN")
@@ -378,7 +379,7 @@ async def test_a_saga_that_is_given_to_another_while_a_lost_answer_is_made_good_
     async with open_loop(), open_postgres(postgres_dsn, events=True) as store, trio.open_nursery() as claiming:
         saga = await created(store, owner=WORKER)
         store._lost_claim_ids.update(str(row[0]) for row in ask(postgres_dsn, "SELECT claim_id FROM saga.saga_states"))
-        other = _Link(postgres_dsn, {})
+        other = Link(postgres_dsn, {})
         await run_aio(other.exchange(give_away))
         claiming.start_soon(store.claim_due_sagas, WORKER, 1)
         await blocked_on_a_lock(postgres_dsn)
@@ -439,7 +440,7 @@ def test_every_error_of_the_driver_has_its_place_in_the_table() -> None:
 
 async def test_a_transaction_that_had_to_give_way_is_tried_again_and_not_for_ever(postgres_dsn: str) -> None:
     async with open_loop():
-        link = _Link(postgres_dsn, {})
+        link = Link(postgres_dsn, {})
         tries: list[int] = []
 
         async def say(connection: Any) -> str:
@@ -463,10 +464,10 @@ async def test_a_connection_on_which_time_ran_out_is_not_used_again(
     """Its server process may still be at work on what nobody waits for any more."""
     pid = "SELECT pg_backend_pid()"
     async with open_loop():
-        link = _Link(postgres_dsn, {})
+        link = Link(postgres_dsn, {})
         before = await run_aio(link.exchange(lambda connection: connection.fetchval(pid)))
         with monkeypatch.context() as patched:
-            patched.setattr("store.postgres.EXCHANGE_SECS", 0.05)
+            patched.setattr("store.postgres_connections.EXCHANGE_SECS", 0.05)
             with pytest.raises(Unavailable):
                 await run_aio(link.exchange(lambda connection: connection.fetchval("SELECT pg_sleep(60)")))
         after = await run_aio(link.exchange(lambda connection: connection.fetchval(pid)))
@@ -481,7 +482,7 @@ async def test_a_worker_that_stands_still_amid_a_sweep_holds_up_no_other(
     stands_still = trio.Event()
 
     async def fetch_and_stand_still(connection: Any, query: Query, **parameters: object) -> list[Any]:
-        found = await _fetch(connection, query, **parameters)
+        found = await fetch(connection, query, **parameters)
         if query.name == "remove_expired_workers" and not stands_still.is_set():
             stands_still.set()
             await asyncio.sleep(60)
@@ -496,8 +497,9 @@ async def test_a_worker_that_stands_still_amid_a_sweep_holds_up_no_other(
         await first.register_worker("dead", 0.0)
         await second.register_worker(WORKER, 60.0)
         with monkeypatch.context() as patched:
-            patched.setattr("store.postgres._fetch", fetch_and_stand_still)
-            patched.setattr(first, "_write", first._write_or_give_up)  # so that the test can end
+            patched.setattr("store.postgres.fetch", fetch_and_stand_still)
+            single_writes = first._single_writes
+            patched.setattr(single_writes, "write", single_writes.write_or_give_up)  # so that the test can end
             others.start_soon(first.release_expired_workers)
             await stands_still.wait()
         with trio.fail_after(10):
@@ -508,10 +510,10 @@ async def test_a_worker_that_stands_still_amid_a_sweep_holds_up_no_other(
 
 async def test_the_database_ends_a_transaction_whose_client_stands_still(postgres_dsn: str) -> None:
     async with open_loop():
-        for session in (_SESSION, _WRITER_SESSION, _READER_SESSION):
+        for session in (SESSION, WRITER_SESSION, READER_SESSION):
             assert session["idle_in_transaction_session_timeout"] == "5000"
-        link = _Link(postgres_dsn, {**_SESSION, "idle_in_transaction_session_timeout": "50"})
-        waiting = _Link(postgres_dsn, {})  # as long as it takes
+        link = Link(postgres_dsn, {**SESSION, "idle_in_transaction_session_timeout": "50"})
+        waiting = Link(postgres_dsn, {})  # as long as it takes
 
         async def lock(connection: Any, then: Callable[[], Awaitable[object]]) -> None:
             async with connection.transaction():
@@ -533,7 +535,7 @@ async def test_a_migration_may_take_longer_than_any_exchange(
     postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table of millions is rewritten in minutes; cut off, the start would try the same for ever."""
-    monkeypatch.setitem(_SESSION, "statement_timeout", "1")
+    monkeypatch.setitem(SESSION, "statement_timeout", "1")
     with postgres_server.empty_database() as dsn:
         async with open_loop(), open_postgres(dsn, events=True) as store:
             assert await store.workflows() == []

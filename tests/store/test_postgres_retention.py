@@ -12,7 +12,8 @@ import trio
 from bridge import open_loop, run_aio
 from saga.model import Saga, SagaStatus
 from saga.ports import Store
-from store.postgres import _READER_SESSION, _Link, open_postgres
+from store.postgres import open_postgres
+from store.postgres_connections import READER_SESSION, Link
 from store.queries import Dialect, load
 from tests.store.samples import StandingClock, move, running
 from tests.support.postgres import in_plain_loop
@@ -37,7 +38,7 @@ async def test_one_process_at_a_time_removes_and_the_others_do_not_wait(postgres
     clock = StandingClock()
     async with open_loop(), open_postgres(postgres_dsn, events=False, clock=clock) as store:
         await ended_long_ago(store, clock, 3)
-        other = _Link(postgres_dsn, {})
+        other = Link(postgres_dsn, {})
         await run_aio(other.exchange(remove_uncommitted))
         with trio.fail_after(10):
             assert await store.remove_ended_before(DAY, 10) == 0
@@ -55,7 +56,7 @@ async def test_a_saga_that_is_just_being_reopened_is_passed_over(postgres_dsn: s
     clock = StandingClock()
     async with open_loop(), open_postgres(postgres_dsn, events=False, clock=clock) as store:
         reopened, other_saga = await ended_long_ago(store, clock, 2)
-        other = _Link(postgres_dsn, {})
+        other = Link(postgres_dsn, {})
         await run_aio(other.exchange(reopen_uncommitted))
         with trio.fail_after(10):
             assert await store.remove_ended_before(DAY, 10) == 1
@@ -77,7 +78,7 @@ async def test_a_long_removal_holds_up_no_lease(postgres_dsn: str) -> None:
     async with open_loop(), open_postgres(postgres_dsn, events=False, clock=clock) as store:
         await ended_long_ago(store, clock, 1)
         await store.register_worker("w", 15.0)
-        other = _Link(postgres_dsn, {})
+        other = Link(postgres_dsn, {})
         await run_aio(other.exchange(hold))
         async with trio.open_nursery() as nursery:
             removed: list[int] = []
@@ -109,7 +110,7 @@ FILL = f"""
 
 def test_a_batch_reads_only_what_it_removes_and_a_look_in_vain_nothing(postgres_dsn: str) -> None:
     async def explain() -> list[tuple[int, Any]]:
-        connection = await asyncpg.connect(postgres_dsn, server_settings=_READER_SESSION)
+        connection = await asyncpg.connect(postgres_dsn, server_settings=READER_SESSION)
         try:
             await connection.execute(FILL)
             plans = []

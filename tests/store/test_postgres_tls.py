@@ -12,7 +12,8 @@ import pytest
 from bridge import open_loop, run_aio
 from saga.errors import Unavailable
 from server.config import DatabaseConfig, SslMode
-from store.postgres import connect, open_postgres
+from store.postgres import open_postgres
+from store.postgres_connections import connect
 from store.postgres_errors import translated
 from tests.store.samples import new_saga
 from tests.support.certificates import Certificate, certificate

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 
 from store.instants import seconds_between
-from store.postgres import _READER_SESSION
+from store.postgres_connections import READER_SESSION
 from store.queries import Dialect, load
 from store.sqlite import MEMORY, opened_connection
 from store.sqlite_migrations import migrate_up
@@ -30,7 +30,7 @@ def test_the_undo_debt_on_postgres_reads_no_saga_that_owes_nothing(postgres_dsn:
     query = load(Dialect.POSTGRES)["undo_debt"]
 
     async def explain() -> list[Any]:
-        connection = await asyncpg.connect(postgres_dsn, server_settings=_READER_SESSION)
+        connection = await asyncpg.connect(postgres_dsn, server_settings=READER_SESSION)
         try:
             await connection.execute(FILL_POSTGRES)
             plans = []
