@@ -24,8 +24,9 @@ from tests.support.server_process import ServerProcess, server_process
 
 PADDING = "x" * 100_000
 WARM = 100
-WAITING = 200
-"""Events. With the payload in each they are 20 MB, twice what the server may grow by; it grows by one."""
+WAITING = 300
+"""Events. With the payload in each they are 30 MB, of which the server may grow by two thirds; it grows by one MB, and by
+a dozen where the machine is so busy that everything in flight piles up."""
 
 SCRIPT: Script = {"Insure": [REFUSES], "*": [{"once": True}]}
 
@@ -63,7 +64,7 @@ def test_while_the_broker_is_away_sagas_end_memory_stays_flat_and_every_event_co
                 before = memory_bytes(server)
                 until(lambda: ask(postgres_dsn, unsent)[0][0] >= WARM + WAITING, server)
                 grown = memory_bytes(server) - before
-                assert grown < WAITING * len(PADDING) / 2, grown
+                assert grown < WAITING * len(PADDING) * 2 / 3, grown
                 # Nobody waits for the broker.
                 clients.until_answered(5)
                 broker.up()
