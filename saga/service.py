@@ -163,7 +163,7 @@ class SagaService:
         self.audit = AuditTrail(store)
         self._meter = meter or Meter()
         self._tracer = tracer or Tracer()
-        self._admission = admission or Admission()
+        self._admission = Admission() if admission is None else admission  # an empty one is falsy
         self.known_services = services
         self.max_payload_bytes = max_payload_bytes
 
