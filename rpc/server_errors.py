@@ -1,4 +1,4 @@
-"""What an error becomes on the wire of our gRPC server: one table, and the details that go with a status.
+"""What an error becomes on the wire of our gRPC server: its status, and the details that go with it.
 
 Only the errors of `saga.errors` and of this file are told to a client by their text; any other is our own bug, is
 logged, and is told as INTERNAL.
@@ -12,49 +12,25 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpclib.const import Status
 
-from saga.errors import (
-    Conflict,
-    Invalid,
-    MissingToken,
-    NotFound,
-    Overloaded,
-    PayloadTooLarge,
-    PermissionDenied,
-    TokenExpired,
-    TokenInvalid,
-    Unavailable,
-)
+from saga.error_codes import ERROR_CODES, INTERNAL_MESSAGE, RETRY_AFTER_SECS
+from saga.errors import Invalid, Unavailable
 
 DOMAIN = "saga"
-INTERNAL_MESSAGE = "internal error"
-RETRY_AFTER_SECS = 1
-"""What a client is asked to wait when it may try again. A guess, the same as over HTTP."""
 
 
 class CompressedMessage(Exception):
     """The client compressed its message; grpclib has no decompressor, and we declare none."""
 
 
-class ShuttingDown(Exception):
+class ShuttingDown(Unavailable):
     """The server stops; what was asked for can be asked of another worker."""
 
 
 STATUS: dict[type[Exception], tuple[Status, str]] = {
-    NotFound: (Status.NOT_FOUND, "SYS_SAGA_NOT_FOUND"),
-    PayloadTooLarge: (Status.RESOURCE_EXHAUSTED, "SYS_SAGA_PAYLOAD_TOO_LARGE"),
-    Invalid: (Status.INVALID_ARGUMENT, "SYS_SAGA_VALIDATION_ERROR"),
-    Conflict: (Status.FAILED_PRECONDITION, "SYS_SAGA_CONFLICT"),
-    MissingToken: (Status.UNAUTHENTICATED, "SYS_AUTH_MISSING_TOKEN"),
-    TokenInvalid: (Status.UNAUTHENTICATED, "SYS_AUTH_TOKEN_INVALID"),
-    TokenExpired: (Status.UNAUTHENTICATED, "SYS_AUTH_TOKEN_EXPIRED"),
-    PermissionDenied: (Status.PERMISSION_DENIED, "SYS_AUTH_PERMISSION_DENIED"),
-    Overloaded: (Status.RESOURCE_EXHAUSTED, "SYS_SAGA_UNAVAILABLE"),
-    Unavailable: (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE"),
-    ShuttingDown: (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE"),
-    CompressedMessage: (Status.UNIMPLEMENTED, "SYS_SAGA_VALIDATION_ERROR"),
-    Exception: (Status.INTERNAL, "SYS_SAGA_INTERNAL_ERROR"),
+    **{error: (Status[told.grpc_status], told.code) for error, told in ERROR_CODES.items()},
+    CompressedMessage: (Status.UNIMPLEMENTED, ERROR_CODES[Invalid].code),
 }
-"""Status and reason (the REST code) by error; a class not named here is what its nearest base is."""
+"""Status and reason by error, as `saga.error_codes` says, and the one error that only this door knows."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +55,7 @@ def failure(error: Exception) -> Failure:
                 ]
             )
         )
-    if isinstance(error, Unavailable | ShuttingDown):
+    if isinstance(error, Unavailable):
         details.append(RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECS)))
     return Failure(
         status=status,

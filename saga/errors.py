@@ -19,7 +19,7 @@
     +-- RowRejected                 the store refuses this one row whatever is done; nothing was changed
     +-- BrokenRule                  our own bug: a move outside the transition table
 
-What each becomes on the wire is one table in `web/` and one in `rpc/`.
+What each becomes on the wire is one table, `error_codes.py`, that `web/` and `rpc/` read.
 """
 
 from __future__ import annotations

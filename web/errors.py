@@ -1,4 +1,4 @@
-"""What an error becomes over HTTP: one table, and the one envelope every error is told in (spec section 4).
+"""What an error becomes over HTTP: its status, and the one envelope every error is told in (spec section 4).
 
 Errors of `saga.errors` are told by their text; any other is our own bug, is logged, and is told as a plain 500.
 """
@@ -11,23 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from saga.errors import (
-    Conflict,
-    Detail,
-    Invalid,
-    MissingToken,
-    NotFound,
-    PayloadTooLarge,
-    PermissionDenied,
-    TokenExpired,
-    TokenInvalid,
-    Unauthenticated,
-    Unavailable,
-)
-
-INTERNAL_MESSAGE = "internal error"
-RETRY_AFTER_SECS = 1
-"""What a client is asked to wait after a 503. A guess: about what a restart of the store takes."""
+from saga.error_codes import ERROR_CODES, INTERNAL_MESSAGE, RETRY_AFTER_SECS
+from saga.errors import Detail, Invalid, MissingToken, PermissionDenied, Unauthenticated, Unavailable
 
 CHALLENGE = 'Bearer realm="saga"'
 
@@ -41,19 +26,10 @@ class MethodNotAllowed(Exception):
 
 
 STATUS: dict[type[Exception], tuple[int, str]] = {
-    NotFound: (404, "SYS_SAGA_NOT_FOUND"),
-    PayloadTooLarge: (413, "SYS_SAGA_PAYLOAD_TOO_LARGE"),
-    Invalid: (400, "SYS_SAGA_VALIDATION_ERROR"),
-    MethodNotAllowed: (405, "SYS_SAGA_VALIDATION_ERROR"),
-    Conflict: (409, "SYS_SAGA_CONFLICT"),
-    MissingToken: (401, "SYS_AUTH_MISSING_TOKEN"),
-    TokenInvalid: (401, "SYS_AUTH_TOKEN_INVALID"),
-    TokenExpired: (401, "SYS_AUTH_TOKEN_EXPIRED"),
-    PermissionDenied: (403, "SYS_AUTH_PERMISSION_DENIED"),
-    Unavailable: (503, "SYS_SAGA_UNAVAILABLE"),
-    Exception: (500, "SYS_SAGA_INTERNAL_ERROR"),
+    **{error: (told.http_status, told.code) for error, told in ERROR_CODES.items()},
+    MethodNotAllowed: (405, ERROR_CODES[Invalid].code),
 }
-"""Status and code by error; a class not named here is what its nearest base is."""
+"""Status and code by error, as `saga.error_codes` says, and the one error that only this door knows."""
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from quart_trio import QuartTrio
 from saga.access import Permission
 from saga.audit import AuditAction, AuditFilter
 from saga.audit_trail import AuditPage
+from saga.error_codes import INTERNAL_MESSAGE
 from saga.errors import NotFound, RequestError, Unavailable
 from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog
@@ -28,7 +29,7 @@ from saga.service import SagaService
 from saga.workflow import Step
 from web import schema
 from web.door import PRINCIPAL
-from web.errors import INTERNAL_MESSAGE, headers_of, status_of
+from web.errors import headers_of, status_of
 from web.parsing import parse_query
 from web.sign_in import PAGE_HEADERS
 
