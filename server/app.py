@@ -29,7 +29,7 @@ from server.parts import Parts, joined_parts
 from server.seat import Seat
 from server.version import product_version
 from server.workflow_folder import load_workflows
-from store.sqlite import MEMORY
+from store.sqlite_connections import MEMORY
 
 log = logging.getLogger("saga.server")
 

@@ -17,7 +17,8 @@ from server.config import Config
 from server.errors import CannotStart, refused_by_database
 from store.errors import MigrationError, StoreInUse, StoreRefuses
 from store.postgres import PostgresStore, open_postgres
-from store.sqlite import MEMORY, SqliteStore, open_sqlite
+from store.sqlite import SqliteStore, open_sqlite
+from store.sqlite_connections import MEMORY
 
 log = logging.getLogger("saga.server")
 

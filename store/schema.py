@@ -19,7 +19,7 @@ from store import postgres_migrations, sqlite_migrations
 from store.migrations import MigrationStatus
 from store.postgres_connections import MIGRATION_SESSION, Connection, connect
 from store.postgres_errors import translated
-from store.sqlite import locked, opened_connection, translated_sqlite
+from store.sqlite_connections import locked, opened_connection, translated_sqlite
 
 T = TypeVar("T")
 

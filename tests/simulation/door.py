@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class Database(Protocol):
-    """Tables that answer at once: `Tables`, or SQLite in memory (`store.sqlite._Database`)."""
+    """Tables that answer at once: `Tables`, or SQLite in memory (`store.sqlite_database.SqliteDatabase`)."""
 
     def write_batch(self, batch: Sequence[CreateRow | MoveRow]) -> list[Created | Recorded | Exception]: ...
     def get(self, saga_id: str) -> Saga | None: ...

@@ -1,7 +1,8 @@
 """What a store remembers, in dictionaries: some ten times faster than a database, with the same fences.
 
-It says what `store.sqlite._Database` says, method by method, and shares with it what does not depend on SQL: how a row
-is made ready, what a refused move means, what a page is. The shared suite of `tests/store` runs on it as on the others.
+It says what `store.sqlite_database.SqliteDatabase` says, method by method, and shares with it what does not depend on
+SQL: how a row is made ready, what a refused move means, what a page is. The shared suite of `tests/store` runs on it as
+on the others.
 Nothing here awaits; `door.py` makes a `saga.ports.Store` of it.
 """
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import trio
 
-import store.sqlite
+import store.sqlite_database
 from saga import transitions
 from saga.errors import Unavailable
 from saga.model import EventType, SagaStatus
@@ -78,10 +78,11 @@ def without_revision() -> AbstractContextManager[object]:
 
 def without_owner_and_epoch_in_sql() -> AbstractContextManager[object]:
     """The same in the SQL of the embedded store."""
-    query = store.sqlite._Q["record_move"]
+    query = store.sqlite_database._Q["record_move"]
     text = query.text.replace("AND owner IS :owner_before", "").replace("AND epoch = :epoch_before", "")
     assert text != query.text
-    return patch.object(store.sqlite, "_Q", {**store.sqlite._Q, "record_move": replace(query, text=text)})
+    queries = {**store.sqlite_database._Q, "record_move": replace(query, text=text)}
+    return patch.object(store.sqlite_database, "_Q", queries)
 
 
 def going_on_without_a_lease() -> AbstractContextManager[object]:

@@ -32,7 +32,8 @@ from saga.uncancelled import uncancelled
 from saga.watchers import Watchers
 from saga.workflow import WorkflowDefinition
 from store.outbox import Relay
-from store.sqlite import MEMORY, _Database, opened_connection
+from store.sqlite_connections import MEMORY, opened_connection
+from store.sqlite_database import SqliteDatabase
 from store.sqlite_migrations import migrate_up
 from tests.simulation.audit import Audit
 from tests.simulation.broker import TOPIC, Broker, SimulatedOutbox, SimulatedPublisher
@@ -195,7 +196,7 @@ class World:
         database = self.database
         if isinstance(database, Tables):
             return [announced.event for announced in database.outbox[saga_id]]
-        assert isinstance(database, _Database)
+        assert isinstance(database, SqliteDatabase)
         found = database._connection.execute(
             "SELECT event_type, status, current_step, error_message FROM outbox WHERE saga_id = ? ORDER BY id",
             [saga_id],
@@ -205,7 +206,7 @@ class World:
     def saga_ids(self) -> list[str]:
         if isinstance(self.database, Tables):
             return list(self.database.sagas)
-        assert isinstance(self.database, _Database)
+        assert isinstance(self.database, SqliteDatabase)
         return [row[0] for row in self.database._connection.execute("SELECT id FROM saga_states ORDER BY created_at")]
 
     @contextmanager
@@ -215,7 +216,7 @@ class World:
             return
         with opened_connection(MEMORY) as connection:
             migrate_up(connection)
-            yield cast(Database, _Database(connection, self.clock, events=True))
+            yield cast(Database, SqliteDatabase(connection, self.clock, events=True))
 
     # --- the network to the database (`door.Weather`) ----------------------------------------------------------------
 

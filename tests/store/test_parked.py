@@ -12,7 +12,7 @@ from saga.model import SagaStatus
 from saga.ports import Store
 from store.postgres_connections import READER_SESSION
 from store.queries import Dialect, load
-from store.sqlite import MEMORY, opened_connection
+from store.sqlite_connections import MEMORY, opened_connection
 from store.sqlite_migrations import migrate_up
 from tests.store.samples import WORKER, StandingClock, created, move, running
 from tests.support.postgres import in_plain_loop

@@ -10,7 +10,7 @@ import asyncpg
 from store.instants import seconds_between
 from store.postgres_connections import READER_SESSION
 from store.queries import Dialect, load
-from store.sqlite import MEMORY, opened_connection
+from store.sqlite_connections import MEMORY, opened_connection
 from store.sqlite_migrations import migrate_up
 from tests.store.test_parked import nodes, rows_read
 from tests.support.postgres import in_plain_loop
