@@ -7,8 +7,9 @@ whoever waits. Here the buffers are closed too.
 The preface of HTTP/2 looks like a request to the protocol before, which stops the clock of a new connection; the clock
 goes on when a request has ended, and there may never be one. Here it goes on at once.
 
-An answer waits for ever for a client that makes no room for it in its window. Here a client that does not take the next
-piece of an answer in `STALLED_SECS`, as over HTTP/1, loses the stream.
+An answer waits for ever for a client that makes no room for it in its window, even if the client has reset the stream.
+Here a reset ends the wait, and a client that does not take the next piece of an answer in `STALLED_SECS`, as over
+HTTP/1, loses the stream.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ class GuardedH2Protocol(H2Protocol):
             self._manners.judge(events)
         except BadManners as error:
             await self._end(str(error))
-        else:
-            await super()._handle_events(events)
+            return
+        for event in events:
+            if isinstance(event, h2.events.StreamReset) and event.stream_id in self.stream_buffers:
+                await self.stream_buffers[event.stream_id].close()
+        await super()._handle_events(events)
 
     async def _end(self, reason: str) -> None:
         log.info("http_connection_ended reason=%s", reason)

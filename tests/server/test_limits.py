@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import sqlite3
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +26,11 @@ from k1s0.system.saga.v1.saga_grpc import SagaServiceStub
 from bridge import run_aio
 from saga.admission import Admission
 from saga.door_limits import DoorLimits
+from saga.service import StartSaga
 from tests.server.test_hostile_connections import CALL, DATA, GRPC, HEADERS, PING, frame
 from tests.support.doors import Doors, open_doors
+from tests.support.orchestrator import HANGS, ORDER
+from tests.support.server_process import server_process
 from tests.web.raw import H2_PREFACE, H2Client
 
 BODY_HEAD = b"POST /api/v1/sagas HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
@@ -116,7 +125,6 @@ async def test_a_connection_on_which_no_request_comes_is_closed(
     tmp_path: Path, door: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("web.guarded_tcp_server.HEAD_SECS", 0.3)
-    monkeypatch.setattr("web.serving.KEEP_ALIVE_SECS", 0.3)
     monkeypatch.setattr("rpc.guarded_h2.FIRST_CALL_SECS", 0.3)
 
     async def one(port: int, begin: bytes) -> None:
@@ -284,6 +292,8 @@ async def test_more_headers_than_a_request_may_have_are_refused_at_both_doors(tm
 
 async def test_starts_are_turned_away_while_the_store_does_not_keep_up_and_taken_when_it_does(tmp_path: Path) -> None:
     async with open_doors(tmp_path) as doors:
+        doors.house.answers["Inventory.Reserve"] = [HANGS]
+        running = await doors.house.service.start(StartSaga(workflow_name="order", payload={}))
         admission = doors.house.service._admission = Admission(max_starts=3)
         create, go_on = doors.house.store.create, trio.Event()
 
@@ -309,12 +319,62 @@ async def test_starts_are_turned_away_while_the_store_does_not_keep_up_and_taken
             assert refused.json()["error"]["code"] == "SYS_SAGA_UNAVAILABLE"
             error = await grpc_error(doors.grpc_port, pb.StartSagaRequest(workflow_name="order"))
             assert error.status is Status.RESOURCE_EXHAUSTED
+            assert details(error)[ErrorInfo].reason == "SYS_SAGA_UNAVAILABLE"
             assert details(error)[RetryInfo].retry_delay.seconds == 1
             # What is no start is answered all the while.
-            assert (await rest(doors, "GET", "/api/v1/sagas")).json()["pagination"]["total_count"] == 0
+            assert (await rest(doors, "GET", "/api/v1/sagas")).json()["pagination"]["total_count"] == 1
+            assert (await rest(doors, "POST", f"/api/v1/sagas/{running.saga.saga_id}/cancel")).status_code == 200
+            await doors.check()
+            assert (await rest(doors, "GET", "/readyz")).status_code == 200
+            told = (await rest(doors, "GET", "/metrics")).text
+            assert 'saga_starts_refused_total{reason="too_many"} 2.0' in told
+            assert 'saga_starts_refused_total{reason="stalled"} 0.0' in told
             go_on.set()
         assert answers == [201, 201, 201]
         assert (await rest(doors, "POST", "/api/v1/sagas", json=body)).status_code == 201
+        doors.house.let_go.set()
+
+
+def test_as_many_starts_as_configured_wait_for_a_store_that_is_held_up_and_the_next_are_turned_away(
+    tmp_path: Path,
+) -> None:
+    config = {
+        "saga": {"data_dir": str(tmp_path / "data")},
+        "services": {"inventory": {"host": "127.0.0.1", "port": 1}, "payment": {"host": "127.0.0.1", "port": 1}},
+    }
+    with (
+        server_process(tmp_path, config, env={"SAGA__SERVER__LIMITS__MAX_STARTS": "1"}) as server,
+        ThreadPoolExecutor(1) as others,
+    ):
+        server.start()
+        server.register(ORDER)
+        kept = server.start_saga("order", {})
+        body = {"workflow_name": "order"}
+        with closing(sqlite3.connect(next((tmp_path / "data").glob("*.sqlite3")), isolation_level=None)) as database:
+            database.execute("PRAGMA busy_timeout = 20000")
+            database.execute("BEGIN IMMEDIATE")
+            waiting = others.submit(server.call, "POST", "/api/v1/sagas", body)
+            # One of those that are sent until then may be the one that waits.
+            with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=1)) as client:
+                status = 0
+                for _ in range(200):
+                    try:
+                        client.request("POST", "/api/v1/sagas", json.dumps(body), {"Content-Type": "application/json"})
+                        answer = client.getresponse()
+                        status, told = answer.status, json.loads(answer.read())
+                    except TimeoutError:
+                        client.close()
+                        continue
+                    if status == 503:
+                        break
+                assert (status, answer.headers["Retry-After"]) == (503, "1")
+                assert told["error"]["message"].startswith("too many sagas are being started at a time")
+            assert server.call("GET", f"/api/v1/sagas/{kept}")[0] == 200
+            database.execute("ROLLBACK")
+        assert waiting.result(60)[0] in (201, 503)
+        give_up_at = time.monotonic() + 30
+        while server.call("POST", "/api/v1/sagas", body)[0] != 201:
+            assert time.monotonic() < give_up_at
 
 
 @pytest.mark.parametrize(

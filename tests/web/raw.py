@@ -62,6 +62,9 @@ class H2Client:
     async def send(self) -> None:
         await self._stream.send_all(self.connection.data_to_send())
 
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
     async def request(self, method: str, path: str, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()) -> int:
         """Sends a request whole; returns its stream."""
         stream_id = self.connection.get_next_available_stream_id()
@@ -75,10 +78,10 @@ class H2Client:
                 body = body[window:]
                 await self.send()
             else:
-                await self._events()
+                await self.events()
         return stream_id
 
-    async def _events(self) -> list[h2.events.Event]:
+    async def events(self) -> list[h2.events.Event]:
         data = await self._stream.receive_some()
         if not data:
             raise EOFError
@@ -90,7 +93,7 @@ class H2Client:
         """Status, headers and body of the answer on that stream. `EOFError`: the connection ended first."""
         status, headers, body = 0, {}, b""
         while True:
-            for event in await self._events():
+            for event in await self.events():
                 if getattr(event, "stream_id", None) != stream_id:
                     continue
                 if isinstance(event, h2.events.ResponseReceived):
