@@ -7,7 +7,6 @@ allows against the few rules that a schema cannot say.
 from __future__ import annotations
 
 import re
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from schemathesis.engine.recorder import ScenarioRecorder
 from tests.contract.landscape import WORKFLOWS, Landscape
 
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
-KEPT_IDS = 20
-"""Ids of sagas that are asked for beside those the landscape begins with."""
+RECENT_IDS = 20
+"""Sagas that a campaign has started and asks for, beside those of the landscape."""
 WAIT_SECS = 0.05
 """The longest poll of a case; some sagas run for an hour."""
 
@@ -99,18 +98,17 @@ def run(
     else:
         config.projects.default.update(base_url=land.url)
         schema = schemathesis.openapi.from_dict(dict(document), config=config)
-    saga_ids = deque(land.saga_ids, maxlen=KEPT_IDS)
-    kept = tuple(land.saga_ids)
+    guide = _Guide(land.saga_ids)
 
     @schema.hook
     def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
-        _lead(case, (*kept, *saga_ids))
+        guide.lead(case)
         return case
 
     @schema.hook
     def after_call(context: HookContext, case: Case[Any], response: Response) -> None:
         if case.operation.label == "POST /api/v1/sagas" and response.status_code == 201:
-            saga_ids.append(response.json()["saga_id"])
+            guide.note_started(response.json()["saga_id"])
 
     outcome = Outcome()
     for event in from_schema(schema).execute():
@@ -125,28 +123,46 @@ def run(
     return outcome
 
 
-def _lead(case: Case[Any], saga_ids: Sequence[str]) -> None:
-    """Puts names and ids that exist into most of what the document allows, so that it comes far."""
-    meta = case.meta
-    if meta is None or not meta.generation.mode.is_positive:
-        if "wait_secs" in case.query and _is_long(case.query["wait_secs"]):
+class _Guide:
+    """Puts names and ids that exist into most of what the document allows, so that it comes far; by turns, so that
+    the first few requests of an operation meet a saga in each state."""
+
+    def __init__(self, saga_ids: Sequence[str]) -> None:
+        self._kept = tuple(saga_ids)
+        self._recent: deque[str] = deque(maxlen=RECENT_IDS)
+        self._turns: Counter[str] = Counter()
+
+    def note_started(self, saga_id: str) -> None:
+        self._recent.append(saga_id)
+
+    def lead(self, case: Case[Any]) -> None:
+        if not _is_valid(case):
+            if "wait_secs" in case.query and _is_long(case.query["wait_secs"]):
+                case.query = {**case.query, "wait_secs": WAIT_SECS}
+            return
+        if "wait_secs" in case.query:
             case.query = {**case.query, "wait_secs": WAIT_SECS}
-        return
-    draw = zlib.crc32(repr((case.path_parameters, case.query, case.body)).encode())
-    if draw % 4 == 0:
-        return
-    names = tuple(WORKFLOWS)
-    if "saga_id" in case.path_parameters:
-        case.path_parameters = {**case.path_parameters, "saga_id": saga_ids[draw % len(saga_ids)]}
-    if "name" in case.path_parameters:
-        case.path_parameters = {**case.path_parameters, "name": names[draw % len(names)]}
-    if "wait_secs" in case.query:
-        case.query = {**case.query, "wait_secs": WAIT_SECS}
-    if isinstance(case.body, dict) and "workflow_name" in case.body:
-        case.body = {**case.body, "workflow_name": names[draw % len(names)]}
-    if isinstance(case.body, dict) and "workflow_yaml" in case.body:
-        text = WORKFLOWS[names[draw % len(names)]].replace("name: ", "name: another ", 1)
-        case.body = {**case.body, "workflow_yaml": text + f"timeout_secs: {draw % 5 + 60}\n"}
+        turn = self._turns[case.operation.label]
+        self._turns[case.operation.label] += 1
+        if turn % 5 == 4:
+            return
+        saga_ids = (*self._kept, *self._recent)
+        name = tuple(WORKFLOWS)[turn % len(WORKFLOWS)]
+        if "saga_id" in case.path_parameters:
+            case.path_parameters = {**case.path_parameters, "saga_id": saga_ids[turn % len(saga_ids)]}
+        if "name" in case.path_parameters:
+            case.path_parameters = {**case.path_parameters, "name": name}
+        if "Idempotency-Key" in case.headers:
+            case.headers["Idempotency-Key"] = f"{turn - turn % 2}"
+        if not isinstance(case.body, dict):
+            return
+        if "workflow_name" in case.body:
+            case.body = {**case.body, "workflow_name": name}
+        if "workflow_yaml" in case.body:
+            text = WORKFLOWS[name].replace("name: ", "name: another ", 1)
+            case.body = {**case.body, "workflow_yaml": f"{text}timeout_secs: {turn % 5 + 60}\n"}
+        if "steps" in case.body and turn % 2 == 0:
+            case.body = {"steps": {}}
 
 
 def _is_long(value: object) -> bool:

@@ -20,11 +20,23 @@ def _land(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Landscape]:
 
 PHASES = {
     # What the bounds of the document give is the same for all; who may ask it at all is told by a few.
-    "admin": ("coverage", "fuzzing"),
+    "admin": ("examples", "coverage", "fuzzing"),
     "operator": ("fuzzing", "stateful"),
     "auditor": ("fuzzing",),
     "nobody": ("fuzzing",),
 }
+
+REACHED = {
+    "POST /api/v1/sagas": {201, 400, 404, 409},
+    "GET /api/v1/sagas": {200, 400},
+    "GET /api/v1/sagas/{saga_id}": {200, 400, 404},
+    "POST /api/v1/sagas/{saga_id}/cancel": {200, 404, 409},
+    "POST /api/v1/sagas/{saga_id}/retry-compensation": {202, 400, 404, 409},
+    "POST /api/v1/workflows": {201, 400},
+    "GET /api/v1/workflows/{name}": {200, 404},
+    "GET /api/v1/audit": {200, 400},
+}
+"""How far who may do everything comes at least."""
 
 
 @pytest.mark.parametrize("name", sorted(ROLES))
@@ -32,17 +44,11 @@ def test_the_server_answers_each_role_as_the_document_and_the_matrix_say(land: L
     outcome = campaign.run(land, name, examples=5, seed=1, phases=PHASES[name])
     assert outcome.faults == []
     told = dict(outcome.by_operation())
-    assert len(told) == 12
-    statuses = {status for answers in told.values() for status in answers}
-    assert (
-        statuses
-        >= {
-            "nobody": {200, 401},
-            "auditor": {200, 400, 403, 404},
-            "operator": {200, 201, 202, 400, 404, 409},
-            "admin": {200, 201, 202, 400, 404, 405, 409},
-        }[name]
-    )
+    paths = land.document()["paths"]
+    assert set(told) == {f"{method.upper()} {path}" for path, item in paths.items() for method in item}
+    if name == "admin":
+        for operation, least in REACHED.items():
+            assert least <= set(told[operation]), operation
 
 
 def _a_field_is_something_else(document: dict[str, Any]) -> None:
@@ -55,7 +61,7 @@ def _a_status_is_missing(document: dict[str, Any]) -> None:
 
 def _a_bound_is_missing(document: dict[str, Any]) -> None:
     for parameter in document["paths"]["/api/v1/sagas"]["get"]["parameters"]:
-        if parameter["name"] == "status":
+        if parameter.get("name") == "status":
             parameter["schema"] = {"type": "string"}
 
 
@@ -74,5 +80,5 @@ def test_a_document_that_is_untrue_is_found_out(
     document = land.document()
     spoil(document)
     document["paths"] = {path: {"get": document["paths"][path]["get"]}}
-    outcome = campaign.run(land, "admin", examples=5, seed=1, phases=("fuzzing",), document=document)
+    outcome = campaign.run(land, "admin", examples=5, seed=1, phases=("coverage",), document=document)
     assert any(told in fault for fault in outcome.faults), outcome.faults
