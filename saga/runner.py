@@ -15,24 +15,14 @@ import trio
 
 from saga.endings import note_end
 from saga.errors import MappingFailed, RowRejected, Unavailable
+from saga.facts import Call, CancelObserved, CompensationFailed, Cut, DeadlinePassed, Fact, StepSucceeded
 from saga.mapping import build_request
 from saga.meter import Meter
 from saga.model import Json, SagaStatus, StepAction
 from saga.ports import Answer, Claimed, Clock, Outcome, Record, Recorded, StepCall, StepCaller, Store
 from saga.store_outage import StoreOutage
 from saga.tracing import Tracer, attempt_span, context_of_attempt
-from saga.transitions import (
-    Call,
-    CancelObserved,
-    CompensationFailed,
-    Cut,
-    DeadlinePassed,
-    Fact,
-    StepSucceeded,
-    advance,
-    judge,
-    next_command,
-)
+from saga.transitions import advance, judge, next_command
 from saga.watchers import Watchers
 from saga.workflow import Workflow
 

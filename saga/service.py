@@ -24,6 +24,7 @@ from saga.audit_trail import AuditTrail
 from saga.catalog import Catalog
 from saga.endings import note_end
 from saga.errors import Conflict, Detail, LeaseLost, NotFound, Unavailable, refused
+from saga.facts import CancelObserved, UndoRetryRequested
 from saga.json_bounds import encode_within_bounds
 from saga.log_fields import note_saga
 from saga.meter import Meter
@@ -306,7 +307,7 @@ class SagaService:
         if saga.status is SagaStatus.STARTED and saga.owner is None:
             try:
                 record = transitions.advance(
-                    saga, (await self._definition(saga)).definition, transitions.CancelObserved(), self._clock.now()
+                    saga, (await self._definition(saga)).definition, CancelObserved(), self._clock.now()
                 )
                 note_end(await self._record(record), self._meter, self._tracer)
             except (LeaseLost, NotFound):
@@ -333,7 +334,7 @@ class SagaService:
             raise Conflict(f"saga {saga.saga_id} is {saga.status}: what failed can be retried when it has ended")
         definition = (await self._definition(saga)).definition
         corrections = read_corrections(steps or {}, definition, saga.undo_failed, self.max_payload_bytes)
-        asked = transitions.UndoRetryRequested(corrections=corrections)
+        asked = UndoRetryRequested(corrections=corrections)
         record = transitions.advance(saga, definition, asked, self._clock.now())
         audit = retry_entries(saga, record.after, definition, corrections, asked_by)
         try:

@@ -14,9 +14,9 @@ from typing import Literal
 
 import msgspec
 
+from saga.facts import Call
 from saga.model import Saga, SagaStatus
 from saga.ports import Answer, Outcome
-from saga.transitions import Call
 from saga.workflow import Step
 
 _TRACEPARENT = re.compile(

@@ -48,6 +48,7 @@ PURE = [
     "access",
     "errors",
     "expressions",
+    "facts",
     "mapping",
     "model",
     "tracing",

@@ -7,9 +7,7 @@ from typing import Any
 
 import msgspec
 
-from saga.model import Json, Saga, SagaStatus
-from saga.ports import Answer, Outcome
-from saga.transitions import (
+from saga.facts import (
     Began,
     CompensationFailed,
     CompensationRetried,
@@ -19,8 +17,10 @@ from saga.transitions import (
     StepFailed,
     StepRetried,
     StepSucceeded,
-    advance,
 )
+from saga.model import Json, Saga, SagaStatus
+from saga.ports import Answer, Outcome
+from saga.transitions import advance
 from saga.workflow import RetryPolicy, Step, WorkflowDefinition
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -14,21 +14,10 @@ import msgspec
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from saga.facts import Call, CancelObserved, Cut, DeadlinePassed, Fact, UndoRetryRequested
 from saga.model import EventType, LogEntry, Saga, SagaStatus, StepAction, StepStatus, UndoCorrection
 from saga.ports import Answer, Outcome, Record
-from saga.transitions import (
-    ANNOUNCED,
-    TRANSITIONS,
-    Call,
-    CancelObserved,
-    Cut,
-    DeadlinePassed,
-    Fact,
-    UndoRetryRequested,
-    advance,
-    judge,
-    next_command,
-)
+from saga.transitions import ANNOUNCED, TRANSITIONS, advance, judge, next_command
 from saga.workflow import OnUnknown, RetryPolicy, Step, WorkflowDefinition, decode_definition, encode_definition
 from tests.saga.samples import AT, BEGAN, GOT, SENT, saga
 

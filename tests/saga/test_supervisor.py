@@ -13,6 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from saga.errors import Unavailable
+from saga.facts import Call, Fact
 from saga.model import Saga, SagaStatus, StepAction
 from saga.ports import (
     CancelAccepted,
@@ -27,7 +28,7 @@ from saga.ports import (
 )
 from saga.service import StartSaga
 from saga.supervisor import CLAIM_PAGE, POLL_SECS, Limits
-from saga.transitions import Call, Fact, advance, judge, next_command
+from saga.transitions import advance, judge, next_command
 from saga.workflow import OnUnknown, WorkflowDefinition
 from tests.saga.samples import AT, BEGAN, SENT, began, failed, patient, step, succeeded, undone, workflow
 from tests.saga.samples import refused as refused_answer

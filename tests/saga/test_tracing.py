@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from saga.facts import Call
 from saga.model import Saga, SagaStatus, StepAction
 from saga.ports import Answer, Outcome
 from saga.request_span import RequestSpan
@@ -24,7 +25,6 @@ from saga.tracing import (
     saga_span,
     trace_id_of,
 )
-from saga.transitions import Call
 from saga.workflow import Step
 
 TRACE, PARENT = "a" * 32, "b" * 16

@@ -9,11 +9,7 @@ import pytest
 
 from saga import transitions
 from saga.errors import BrokenRule
-from saga.model import EventType, Saga, SagaStatus, StepAction, StepStatus, UndoCorrection
-from saga.ports import Answer, Outcome
-from saga.transitions import (
-    ANNOUNCED,
-    TRANSITIONS,
+from saga.facts import (
     AllStepsDone,
     Began,
     Call,
@@ -32,10 +28,10 @@ from saga.transitions import (
     UndoDone,
     UndoDoneAfterCancel,
     UndoRetryRequested,
-    advance,
-    judge,
-    next_command,
 )
+from saga.model import EventType, Saga, SagaStatus, StepAction, StepStatus, UndoCorrection
+from saga.ports import Answer, Outcome
+from saga.transitions import ANNOUNCED, TRANSITIONS, advance, judge, next_command
 from saga.workflow import OnUnknown, WorkflowDefinition
 from tests.saga.samples import (
     AT,

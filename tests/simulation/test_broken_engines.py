@@ -18,11 +18,12 @@ import trio
 import store.sqlite_database
 from saga import transitions
 from saga.errors import Unavailable
+from saga.facts import Fact, StepRetried
 from saga.model import EventType, SagaStatus
 from saga.ports import Claimed, Created, NewSaga, Record, Recorded
 from saga.runner import SagaRun
 from saga.supervisor import Supervisor
-from saga.transitions import Fact, StepRetried, _Draft, advance
+from saga.transitions import _Draft, advance
 from saga.workflow import Workflow
 from store import rows
 from store.cloudevents import Message
