@@ -21,6 +21,7 @@ from h2.events import Event
 from h2.exceptions import ProtocolError
 
 from bridge import running_loop
+from rpc.handshakes import peer_of
 from saga.door_limits import Places
 from saga.half_open import watch_for_silence
 from saga.manners import HEAD_SECS, PIECE_BYTES, BadManners, Manners
@@ -72,7 +73,7 @@ class GuardedH2Protocol(H2Protocol):
         self.manners = Manners(self.connection._connection.incoming_buffer)
         self._transport = transport
         if not self._places.take(self, self.end):
-            log.info("grpc_connection_refused reason=%s", "too many connections")
+            log.info("grpc_connection_refused peer=%s reason=%s", peer_of(transport), "too many connections")
             self.end()
             return
         watch_for_silence(transport.get_extra_info("socket"))

@@ -69,7 +69,7 @@ class Handshakes:
                 ssl_shutdown_timeout=GOODBYE_SECS,
             )
         except OSError as error:  # TLS's own, those of the connection, and its time being up
-            log.info("tls_handshake_failed error=%s", error)
+            log.info("tls_handshake_failed peer=%s error=%s", peer_of(transport), error)
             transport.abort()
         except BaseException:
             transport.abort()
@@ -118,3 +118,9 @@ class _Held(asyncio.Protocol):
         protocol.connection_made(transport)
         for data in self._received:
             protocol.data_received(data)
+
+
+def peer_of(transport: asyncio.Transport) -> str | None:
+    """The address at the other end."""
+    found = transport.get_extra_info("peername")
+    return str(found[0]) if found else None

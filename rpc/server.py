@@ -51,7 +51,7 @@ from saga.readiness import Readiness
 from saga.request_id import request_id
 from saga.request_span import RequestSpan
 from saga.service import MAX_WAIT_SECS, SagaService, StartSaga, Watch
-from saga.tracing import Attribute, Tracer, read_traceparent
+from saga.tracing import Attribute, Tracer, read_traceparent, single_traceparent
 from saga.uncancelled import uncancelled
 from saga.workflow_yaml import MAX_YAML_BYTES
 
@@ -192,7 +192,8 @@ class Servicer(SagaServiceBase):
     ) -> None:
         """Runs `answer`; an error becomes the status, details and trailers the client gets."""
         metadata: Mapping[str, str | bytes] = stream.metadata or {}
-        traceparent, tracestate = _text(metadata.get("traceparent")), _text(metadata.get("tracestate"))
+        traceparent = single_traceparent(_all(stream.metadata, "traceparent"))
+        tracestate = ",".join(_all(stream.metadata, "tracestate"))
         caller = Caller(
             request_id=request_id(_text(metadata.get("x-request-id"))),
             idempotency_key=_text(metadata.get("idempotency-key")),
@@ -235,9 +236,10 @@ class Servicer(SagaServiceBase):
         finally:
             seconds = time.perf_counter() - started
             self._meter.grpc_call_served(method, status.name, seconds)
+            principal = caller.principal.subject if caller.principal.is_identified else None
             log.info(
-                "grpc_call method=%s code=%s ms=%.1f request_id=%s",
-                *(method, status.name, seconds * 1000, caller.request_id),
+                "grpc_call method=%s code=%s ms=%.1f peer=%s principal=%s request_id=%s",
+                *(method, status.name, seconds * 1000, caller.address, principal, caller.request_id),
             )
             if caller.span is not None:
                 _end_span(caller.span, method, status, seconds, caller.request_id)

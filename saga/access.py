@@ -56,6 +56,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     ends_at: float = math.inf
     is_unrestricted: bool = False
 
+    @property
+    def is_identified(self) -> bool:
+        """A token has told who it is."""
+        return not self.is_unrestricted and self is not NOBODY
+
     def may(self, permission: Permission) -> bool:
         """Whether this principal is allowed what `permission` stands for."""
         return (

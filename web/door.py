@@ -25,7 +25,7 @@ from saga.log_fields import about
 from saga.meter import Meter
 from saga.request_id import request_id
 from saga.request_span import RequestSpan
-from saga.tracing import Attribute, Tracer, read_traceparent
+from saga.tracing import Attribute, Tracer, read_traceparent, single_traceparent
 from saga.workflow_yaml import MAX_YAML_BYTES
 from web.api import BASE, Api, error_reply
 from web.body import ClientGone, Unread, discard_body, read_body
@@ -100,7 +100,7 @@ class Door:
         headers = headers_by_name(scope["headers"])
         known_as = request_id(headers.get("x-request-id", [None])[-1])
         scope[REQUEST_ID] = known_as
-        traceparent = _only(headers.get("traceparent"))
+        traceparent = single_traceparent(headers.get("traceparent", ()))
         scope[SPAN] = span = None
         if self._tracer.enabled:
             tracestate = ",".join(headers.get("tracestate", ()))
@@ -168,10 +168,12 @@ class Door:
         self._meter.http_request_served(scope["method"], route, status, seconds)
         level = logging.DEBUG if route in PROBED else logging.INFO
         if log.isEnabledFor(level):
+            principal: Principal = scope.get(PRINCIPAL, NOBODY)
             log.log(
                 level,
-                "http_request method=%s route=%s path=%s status=%d ms=%.1f request_id=%s",
-                *(scope["method"], route, _printable(scope["raw_path"]), status, seconds * 1000, scope[REQUEST_ID]),
+                "http_request method=%s route=%s path=%s status=%d ms=%.1f peer=%s principal=%s request_id=%s",
+                *(scope["method"], route, _printable(scope["raw_path"]), status, seconds * 1000, peer_of(scope)),
+                *(principal.subject if principal.is_identified else None, scope[REQUEST_ID]),
             )
 
     async def _serve(
@@ -306,10 +308,6 @@ def _end_span(span: RequestSpan, scope: Scope, status: int, seconds: float) -> N
         attributes["http.route"] = route
     name = scope["method"] if route is None else f"{scope['method']} {route}"
     span.end(name, seconds, attributes, f"HTTP {status}" if status >= 500 else None)
-
-
-def _only(values: list[str] | None) -> str | None:
-    return values[0] if values is not None and len(values) == 1 else None
 
 
 def _printable(raw_path: bytes) -> str:

@@ -22,7 +22,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 
 from saga.half_open import watch_for_silence
-from web.handshakes import GuardedConfig
+from web.handshakes import GuardedConfig, peer_of
 
 log = logging.getLogger("saga.web")
 
@@ -51,7 +51,8 @@ class GuardedTCPServer(TCPServer):
         places = self.config.places
         with trio.CancelScope() as scope:
             if not places.take(self, scope.cancel):
-                log.info("http_connection_refused reason=%s", "too many connections")
+                peer = peer_of(cast(trio.SocketStream, self.stream))
+                log.info("http_connection_refused peer=%s reason=%s", peer, "too many connections")
                 await trio.aclose_forcefully(self.stream)
                 return
             try:

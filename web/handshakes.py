@@ -43,12 +43,14 @@ class Handshakes:
                 await stream.do_handshake()
                 return True
             except trio.BrokenResourceError as error:
-                log.info("tls_handshake_failed error=%s", error.__cause__ or error)
+                log.info(
+                    "tls_handshake_failed peer=%s error=%s", peer_of(stream.transport_stream), error.__cause__ or error
+                )
                 await _say_why(stream)
                 return False
             finally:
                 self._under_way.pop(scope, None)
-        log.info("tls_handshake_failed error=%s", "not finished in time")
+        log.info("tls_handshake_failed peer=%s error=%s", peer_of(stream.transport_stream), "not finished in time")
         return False
 
     def cut(self) -> None:
@@ -56,6 +58,14 @@ class Handshakes:
         self._closed = True
         for scope in self._under_way:
             scope.cancel()
+
+
+def peer_of(stream: trio.SocketStream) -> str | None:
+    """The address at the other end; None: it is gone already."""
+    try:
+        return str(stream.socket.getpeername()[0])
+    except OSError:
+        return None
 
 
 async def _say_why(stream: trio.SSLStream[trio.SocketStream]) -> None:

@@ -139,6 +139,19 @@ async def test_each_role_may_do_exactly_what_the_matrix_says(idp: Issuer, role: 
     assert (errors["StartSaga"] is None) == ("write sagas" in MAY[role])
 
 
+async def test_the_line_of_a_call_says_who_called_and_from_where(idp: Issuer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with guarded_door(idp) as door:
+        for bearer in (token_of("sys_auditor", sub="alice"), token_of("nothing", sub="mallory"), "garbage"):
+            await told(door, "ListSagas", f"Bearer {bearer}")
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("grpc_call ")]
+    assert [(line.count(" peer=127.0.0.1 "), line.partition(" principal=")[2].split(" ")[0]) for line in lines] == [
+        (1, "alice"),
+        (1, "mallory"),
+        (1, "None"),
+    ]
+
+
 async def test_health_and_reflection_are_open(idp: Issuer) -> None:
     async with guarded_door(idp) as door:
         for metadata in ({}, {"authorization": "Bearer garbage"}):

@@ -51,7 +51,7 @@ MAY = {
     "sys_admin": READS | {"write sagas", "write workflows"},
 }
 
-OPEN_ROUTES = {"healthz", "readyz", "openapi_json", "metrics", "static", "sign_in_page", "sign_in", "sign_out"}
+OPEN_ROUTES = {"healthz", "readyz", "openapi_json", "docs_page", "metrics", "static", "sign_in_page", "sign_in", "sign_out"}
 
 BODIES: dict[str, Any] = {"startSaga": {"workflow_name": "order"}, "registerWorkflow": {"workflow_yaml": ORDER}}
 NO_SAGA = "00000000-0000-4000-8000-000000000000"
@@ -159,7 +159,7 @@ async def test_each_role_may_do_exactly_what_the_matrix_says(idp: Issuer, role: 
 
 async def test_what_is_open_is_open_to_all_and_even_to_a_bad_token(idp: Issuer) -> None:
     async with guarded_site(idp) as site:
-        for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/static/style.css", "/sign-in"):
+        for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/static/style.css", "/sign-in"):
             for headers in ({}, {"Authorization": "Bearer garbage"}):
                 assert (await site.client.get(path, headers=headers)).status_code == 200, path
 
@@ -205,6 +205,22 @@ async def test_a_stranger_with_a_big_body_is_told_so_and_the_connection_lives(id
             answer = await site.client.post("/api/v1/sagas", content=b"x" * size)
             assert code(answer) == MISSING
         assert (await site.client.get("/healthz")).status_code == 200
+
+
+async def test_the_line_of_a_request_says_who_asked_and_from_where(
+    idp: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with guarded_site(idp) as site:
+        for bearer in (token_of("sys_auditor", sub="alice"), token_of("nothing", sub="mallory"), "garbage"):
+            for path in ("/api/v1/sagas", f"/api/v1/sagas/{NO_SAGA}"):
+                await site.client.get(path, headers={"Authorization": f"Bearer {bearer}"})
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("http_request ")]
+    assert [(line.count(" peer=127.0.0.1 "), line.partition(" principal=")[2].split(" ")[0]) for line in lines] == [
+        *[(1, "alice")] * 2,
+        *[(1, "mallory")] * 2,
+        *[(1, "None")] * 2,
+    ]
 
 
 async def test_no_token_that_came_is_ever_told_or_logged(idp: Issuer, caplog: pytest.LogCaptureFixture) -> None:
