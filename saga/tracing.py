@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -46,6 +46,11 @@ def read_traceparent(value: str | None) -> TraceContext | None:
     return TraceContext(
         trace_id=match["trace_id"], span_id=match["span_id"], sampled=bool(int(match["flags"], 16) & SAMPLED)
     )
+
+
+def single_traceparent(values: Sequence[str]) -> str | None:
+    """The header as it came, if it came once: of several nobody can tell which one is meant, and none counts."""
+    return values[0] if len(values) == 1 else None
 
 
 def read_tracestate(value: str | None) -> str | None:

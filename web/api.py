@@ -24,6 +24,7 @@ from saga.model import SagaStatus
 from saga.ports import SagaFilter
 from saga.readiness import Readiness
 from saga.service import SagaService, StartSaga
+from saga.tracing import single_traceparent
 from saga.uncancelled import uncancelled
 from web import schema, views
 from web.errors import envelope, headers_of, status_of
@@ -268,7 +269,7 @@ class Api:
                 correlation_id=body.correlation_id,
                 initiated_by=body.initiated_by,
                 idempotency_key=request.header("Idempotency-Key"),
-                traceparent=request.header("traceparent"),
+                traceparent=single_traceparent(request.headers.get("traceparent", ())),
                 tracestate=",".join(request.headers.get("tracestate", ())),
                 span_id=None if request.span is None else request.span.span_id,
             ),

@@ -72,6 +72,15 @@ def test_every_log_call_of_ours_names_an_event_and_its_fields() -> None:
     assert [where for where, template in calls if template_of(template) is None] == []
 
 
+def test_the_events_the_document_tells_people_to_look_for_are_logged() -> None:
+    text = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    table = text[text.index("| event | level |") :].partition("\n\n")[0]
+    documented = {event for row in table.splitlines()[2:] for event in re.findall(r"`(\w+)`", row.split("|")[1])}
+    logged = {template.partition(" ")[0] for _, template in log_calls()}
+    assert len(documented) > 15
+    assert documented - logged == set()
+
+
 def test_a_line_has_the_event_the_fields_and_whom_it_is_about() -> None:
     told = record("step_done saga_id=%s attempt=%d ms=%.1f at=http://%s:%d error=%r", "s-1", 2, 3.14159, "h", 80, "é x")
     with log_fields.about(request_id="r-1", saga_id="another"):

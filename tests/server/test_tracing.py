@@ -135,7 +135,10 @@ def test_a_callers_trace_goes_on_through_both_doors_and_is_collected_if_the_call
         assert status == 201
         over_rest = answer["saga_id"]
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-            over_grpc = start_over_grpc(channel, tuple(headers.items()))
+            # A list that came in two lines is one list.
+            over_grpc = start_over_grpc(
+                channel, (("traceparent", headers["traceparent"]), ("tracestate", "vendor=100%"), ("tracestate", "b=2"))
+            )
         not_kept = {"traceparent": f"00-{OTHER_TRACE}-{CALLER}-00"}
         _, answer = server.call("POST", "/api/v1/sagas", {"workflow_name": "order"}, **not_kept)
         for saga_id in (over_rest, over_grpc, answer["saga_id"]):

@@ -153,6 +153,16 @@ async def test_traceparent_is_handed_to_the_participants(site: Site) -> None:
     assert {call.traceparent.split("-")[1] for call in site.house.calls} == {trace}
 
 
+async def test_of_two_traceparents_neither_counts_and_the_saga_is_started_all_the_same(site: Site) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = [("traceparent", f"00-{trace}-b7ad6b716920333{number}-01") for number in (1, 2)]
+    answer = await site.client.post("/api/v1/sagas", json={"workflow_name": "order"}, headers=headers)
+    assert answer.status_code == 201
+    saga_id = answer.json()["saga_id"]
+    await site.ended(saga_id)
+    assert {call.traceparent.split("-")[1] for call in site.house.calls} == {saga_id.replace("-", "")}
+
+
 async def test_unknown_workflow_is_404_by_name(site: Site) -> None:
     answer = await site.client.post("/api/v1/sagas", json={"workflow_name": "nope"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "SYS_SAGA_NOT_FOUND")
