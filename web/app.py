@@ -27,6 +27,7 @@ from saga.readiness import Readiness
 from saga.service import SagaService
 from saga.tracing import Tracer
 from web.api import Api, Operation, error_reply
+from web.docs_page import add_docs_page
 from web.door import PRINCIPAL, REQUEST_ID, ROUTE, SPAN, Door
 from web.errors import MethodNotAllowed
 from web.exchange import Reply, Request, headers_by_name, peer_of
@@ -47,6 +48,7 @@ end."""
 
 DOCUMENTS: Mapping[str, Permission] = {
     "openapi_json": Permission.OPEN,
+    "docs_page": Permission.OPEN,
     "metrics": Permission.OPEN,
     "static": Permission.OPEN,
 }
@@ -141,16 +143,22 @@ def _add_documents(
     shared: SharedMetrics | None,
     version: str,
 ) -> None:
-    """`/openapi.json` and `/metrics`: made, not asked of the service."""
+    """`/openapi.json`, `/docs` and `/metrics`: made, not asked of the service."""
     counted_until = -1.0
 
     @functools.cache
-    def document() -> bytes:
-        return msgspec.json.encode(openapi(api.operations, version))
+    def document() -> dict[str, Any]:
+        return openapi(api.operations, version)
+
+    @functools.cache
+    def encoded() -> bytes:
+        return msgspec.json.encode(document())
 
     @app.get("/openapi.json")
     async def openapi_json() -> Response:
-        return _response(Reply(status=200, body=document()))
+        return _response(Reply(status=200, body=encoded()))
+
+    add_docs_page(app, document)
 
     @app.get("/metrics")
     async def metrics() -> Response:
