@@ -5,6 +5,7 @@ All inputs of a test are sent at the same time, each on a connection of its own,
 
 from __future__ import annotations
 
+import gzip
 import logging
 import struct
 from collections.abc import Awaitable, Callable, Sequence
@@ -56,7 +57,60 @@ def changed(name: str, value: str | None) -> bytes:
     return h2_request([(key, text) for key, text in headers if text is not None])
 
 
+BOMB = gzip.compress(b"\0" * 10_000_000)
+FILL = b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4000
+"""A header of 4,000 bytes, put into the table that HPACK keeps."""
+
 HTTP2: dict[str, Sequence[bytes]] = {
+    "a window over 2^31 by settings": [
+        CALL + frame(WINDOW_UPDATE, 0, 1, b"\x7f\xff\0\0") + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0x7FFFFFFF))
+    ],
+    "windows widened by one": [CALL + frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1") * 5000],
+    "empty data": [CALL + frame(DATA, 0, 1) * 2000],
+    "data that is padding": [CALL + frame(DATA, 0x8, 1, b"\xff" + b"\0" * 255) * 1200],
+    "data a byte at a time": [CALL + frame(DATA, 0, 1, b"\0") * 5000],
+    "empty continuations": [H2_PREFACE + frame(HEADERS, 0, 1, b"\x82") + frame(CONTINUATION, 0, 1) * 1000],
+    "half of the headers": [H2_PREFACE + frame(HEADERS, 0, 1, b"\x82")],
+    "a header of 64 MB in 20 kB": [
+        H2_PREFACE + frame(HEADERS, 0, 1, FILL) + frame(CONTINUATION, END_HEADERS, 1, b"\xbe" * 16_000)
+    ],
+    "a table of 4 GB by settings": [
+        H2_PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 1, 0xFFFFFFFF)) + CALL[len(H2_PREFACE) :]
+    ],
+    "frames of 16 MB by settings": [
+        H2_PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 5, 0xFFFFFF)) + CALL[len(H2_PREFACE) :]
+    ],
+    "answers to settings nobody sent": [H2_PREFACE + frame(SETTINGS, 1) * 2000],
+    "answers to pings nobody sent": [H2_PREFACE + frame(PING, 1, 0, b"x" * 8) * 2000],
+    "priorities of two thousand streams": [
+        H2_PREFACE + b"".join(frame(PRIORITY, 0, number, b"\0\0\0\0\x10") for number in range(1, 4001, 2))
+    ],
+    "a long chain of priorities": [
+        H2_PREFACE
+        + b"".join(
+            frame(PRIORITY, 0, number, (number - 2).to_bytes(4, "big") + b"\xff") for number in range(3, 1801, 2)
+        )
+    ],
+    "frames nobody knows": [H2_PREFACE + frame(0x42, 0, 0, b"x" * 10) * 2000],
+    "a stream below the last": [
+        H2_PREFACE + frame(HEADERS, END_HEADERS, 9, b"\x83\x86\x84") + frame(HEADERS, END_HEADERS, 3, b"\x83\x86\x84")
+    ],
+    "trailers twice": [CALL + frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x82") * 2],
+    "a length the body has not": [h2_request([*GRPC, ("content-length", "7")], end=False) + frame(DATA, 1, 1, b"abc")],
+    "a length of thirty digits": [
+        h2_request([*GRPC, ("content-length", "9" * 30)], end=False) + frame(DATA, 1, 1, b"a")
+    ],
+    "no authority": [changed(":authority", None)],
+    "a scheme nobody has": [changed(":scheme", "gopher")],
+    "a path of a URL": [changed(":path", "http://a:99999/")],
+    "a message that inflates": [
+        h2_request([*GRPC, ("grpc-encoding", "gzip")], end=False) + message(BOMB[:16_000], flag=1)
+    ],
+    "an answer nobody makes room for": [
+        H2_PREFACE
+        + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
+        + h2_request([(":method", "GET"), *GRPC[1:2], (":path", "/metrics"), GRPC[3]])[len(H2_PREFACE) :]
+    ],
     "half a preface": [H2_PREFACE[:12]],
     "half a frame": [H2_PREFACE + frame(HEADERS, END_HEADERS, 1, b"abc", length=200)],
     "no settings": [H2_PREFACE[:24] + frame(PING, 0, 0, b"x" * 8)],

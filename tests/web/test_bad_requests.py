@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -320,7 +321,7 @@ async def test_an_unexpected_error_is_500_without_a_traceback_and_logged_with_th
 
 async def test_an_absent_store_is_503_with_retry_after(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*args: object, **kwargs: object) -> None:
-        raise Unavailable("database cannot be reached")
+        raise Unavailable("the database cannot be reached", "10.1.2.3:5432 refused")
 
     for name in ("get", "list_sagas", "create", "workflows"):
         monkeypatch.setattr(site.house.store, name, away)
@@ -331,7 +332,8 @@ async def test_an_absent_store_is_503_with_retry_after(site: Site, monkeypatch: 
         ("GET", "/api/v1/workflows"),
     ):
         answer = await site.client.request(method, path, json={"workflow_name": "order"} if method == "POST" else None)
-        error_of(answer, 503)
+        # Where our database is, is nothing to tell to clients.
+        assert error_of(answer, 503)["message"] == "the database cannot be reached"
         assert answer.headers["retry-after"] == "1"
 
 
@@ -369,7 +371,44 @@ PATH = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", 
 WS = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 EARLY = h2_request([(":method", "POST"), *PATH[1:]], end=False)
 
+POST = b"POST /api/v1/sagas HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+BOMB = gzip.compress(b'{"workflow_name": "order", "payload": {"a": "' + b"x" * 10_000_000 + b'"}}')
+
 HOSTILE: dict[str, Sequence[bytes]] = {
+    "a folded header": [b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\tc\r\n\r\n"],
+    "a folded header of no end": [b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a" + b"\r\n b" * 30_000],
+    "a blank before the colon": [b"GET /healthz HTTP/1.1\r\nHost : a\r\n\r\n"],
+    "two hosts": [b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"],
+    "a null in a header": [b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n"],
+    "empty lines first": [b"\r\n" * 50_000],
+    "a target of 100 kB": [b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n"],
+    "a method of 100 kB": [b"G" * 100_000 + b" / HTTP/1.1\r\nHost: a\r\n\r\n"],
+    "HTTP/0.9": [b"GET /\r\n\r\n"],
+    "HTTP/9.9": [b"GET / HTTP/9.9\r\nHost: a\r\n\r\n"],
+    "trace": [b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"],
+    "an absolute target with a user": [b"GET http://u:p@a/../../etc HTTP/1.1\r\nHost: a\r\n\r\n"],
+    "a target of two slashes": [b"GET //a/b HTTP/1.1\r\nHost: a\r\n\r\n"],
+    "a length of thirty digits": [POST + b"Content-Length: " + b"9" * 30 + b"\r\n\r\nab"],
+    "a length with a sign": [POST + b"Content-Length: +2\r\n\r\nab"],
+    "chunks of chunks": [POST + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"],
+    "chunks in HTTP/1.0": [b"POST /api/v1/sagas HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"],
+    "a chunk of 2^64": [CHUNKED + b"10000000000000000\r\nx"],
+    "an endless chunk extension": [CHUNKED + b"1;" + b"e" * 200_000],
+    "chunks of a byte with extensions": [CHUNKED + b"1;a=b\r\nx\r\n" * 5000],
+    "endless trailers": [CHUNKED + b"0\r\n" + b"X: y\r\n" * 20_000],
+    "a body that is expected and never sent": [POST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n"],
+    "an expectation nobody has": [POST + b"Content-Length: 0\r\nExpect: the-moon\r\n\r\n"],
+    "a compressed body that inflates": [
+        POST + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB) + BOMB
+    ],
+    "hundreds in one go": [b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" * 300],
+    "h2c upgrade, then noise": [
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+        H2_PREFACE + b"\xff" * 200,
+    ],
+    "h2 websocket": [h2_request([(":method", "CONNECT"), (":protocol", "websocket"), *PATH[1:]], end=False)],
     "noise": [b"\xff\xfe\x00" * 50],
     "bad header name": [b"GET /healthz HTTP/1.1\r\nHost: a\r\n\xff\xff: x\r\n\r\n"],
     "path is no ASCII": [b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n"],
