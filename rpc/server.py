@@ -305,7 +305,7 @@ class Servicer(SagaServiceBase):
         faults: list[Detail] = []
         where = SagaFilter(
             workflow_name=request.workflow_name or None,
-            status=wire.saga_status("status", request.status, faults),
+            status=wire.named(SagaStatus, "status", request.status, faults),
             correlation_id=request.correlation_id or None,
             compensation_failed=request.compensation_failed if request.HasField("compensation_failed") else None,
             created_after=_instant(request, "created_after", faults),
@@ -365,7 +365,7 @@ class Servicer(SagaServiceBase):
         where = AuditFilter(
             saga_id=request.saga_id or None,
             principal=request.principal or None,
-            action=wire.audit_action("action", request.action, faults),
+            action=wire.named(AuditAction, "action", request.action, faults),
             created_after=_instant(request, "created_after", faults),
             created_before=_instant(request, "created_before", faults),
         )

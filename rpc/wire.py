@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 from k1s0.system.common.v1.types_pb2 import Timestamp
 from k1s0.system.saga.v1 import saga_pb2 as pb
 
-from saga.audit import AuditAction, AuditEntry
+from saga.audit import AuditEntry
 from saga.errors import Detail, Invalid
-from saga.model import Json, Saga, SagaStatus, StepLog
+from saga.model import Json, Saga, StepLog
 from saga.workflow import Workflow, encode_definition
+
+E = TypeVar("E", bound=StrEnum)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -64,23 +68,12 @@ def correction(entry: pb.CompensationCorrection) -> Json:
     return told
 
 
-def saga_status(field: str, value: str, faults: list[Detail]) -> SagaStatus | None:
-    """The status of that name; "" is None. Anything else is one more fault."""
+def named(kind: type[E], field: str, value: str, faults: list[Detail]) -> E | None:
+    """The member of that name; "" is None. Anything else is one more fault."""
     try:
-        return SagaStatus(value) if value else None
+        return kind(value) if value else None
     except ValueError:
-        names = ", ".join(SagaStatus)
-        faults.append(Detail(field=field, reason="unknown_value", message=f"expected one of {names}"))
-        return None
-
-
-def audit_action(field: str, value: str, faults: list[Detail]) -> AuditAction | None:
-    """The action of that name; "" is None. Anything else is one more fault."""
-    try:
-        return AuditAction(value) if value else None
-    except ValueError:
-        names = ", ".join(AuditAction)
-        faults.append(Detail(field=field, reason="unknown_value", message=f"expected one of {names}"))
+        faults.append(Detail(field=field, reason="unknown_value", message=f"expected one of {', '.join(kind)}"))
         return None
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
 from store.cloudevents import OutboxEvent
 from store.outbox import Backlog, Bell, Settled, fair_share
-from store.postgres_connections import Connection, Link, fetch
+from store.postgres_connections import Connection, Link, fetch, instant
 from store.queries import Dialect, load
+from store.rows import event_from_row
 
 COUNTED = 10_000
 """Events counted in a partition at most: the count is for people and is taken every few seconds."""
@@ -64,9 +64,9 @@ class PostgresOutbox:
             async with connection.transaction(readonly=True):
                 cursor = await connection.cursor(query.text, *(named[name] for name in query.parameters))
                 count = FETCHED[0]
-                while fetched_bytes <= max_bytes and (rows := await cursor.fetch(count)):
-                    for row in rows:
-                        event = _event(row)
+                while fetched_bytes <= max_bytes and (found := await cursor.fetch(count)):
+                    for row in found:
+                        event = event_from_row(row, instant)
                         events.append(event)
                         fetched_bytes += len(event.payload)
                         if fetched_bytes > max_bytes:
@@ -106,21 +106,3 @@ class PostgresOutbox:
             await fetch(connection, _Q["remove_relay"], relay_id=relay_id)
 
         await self._link.write_or_give_up(say)
-
-
-def _event(row: Any) -> OutboxEvent:
-    return OutboxEvent(
-        id=row["id"],
-        event_id=str(row["event_id"]),
-        saga_id=str(row["saga_id"]),
-        event_type=row["event_type"],
-        status=row["status"],
-        current_step=row["current_step"],
-        error_message=row["error_message"],
-        created_at=row["created_at"],
-        workflow_name=row["workflow_name"],
-        workflow_version=row["workflow_version"],
-        correlation_id=row["correlation_id"],
-        initiated_by=row["initiated_by"],
-        payload=row["payload"] or "{}",
-    )

@@ -17,6 +17,7 @@ from saga.model import Json, Saga, SagaStatus, StepAction, StepLog, StepStatus, 
 from saga.ports import Claimed, Created, NewSaga, Page, Record, Recorded, SagaFilter, UndoDebt
 from saga.saga_id import canonical_saga_id
 from saga.workflow import Workflow, decode_definition
+from store.cloudevents import OutboxEvent
 
 Row = Mapping[str, Any]
 """A row by column name: an asyncpg Record or a sqlite3.Row."""
@@ -264,6 +265,27 @@ def undo_debt_from_row(row: Row) -> UndoDebt:
         failed=row["failed"],
         pending=row["pending"],
         oldest_secs=row["oldest_secs"],
+    )
+
+
+def event_from_row(row: Row, instant: InstantReader) -> OutboxEvent:
+    """A row of pending_events."""
+    created_at = instant(row["created_at"])
+    assert created_at is not None  # it is NOT NULL
+    return OutboxEvent(
+        id=row["id"],
+        event_id=str(row["event_id"]),
+        saga_id=str(row["saga_id"]),
+        event_type=row["event_type"],
+        status=row["status"],
+        current_step=row["current_step"],
+        error_message=row["error_message"],
+        created_at=created_at,
+        workflow_name=row["workflow_name"],
+        workflow_version=row["workflow_version"],
+        correlation_id=row["correlation_id"],
+        initiated_by=row["initiated_by"],
+        payload=row["payload"] or "{}",
     )
 
 

@@ -285,7 +285,7 @@ class SqliteDatabase:
         fetched_bytes = 0
         try:
             while fetched_bytes <= max_bytes and (row := cursor.fetchone()) is not None:
-                events.append(_event(row))
+                events.append(rows.event_from_row(_row(row), _instant))
                 fetched_bytes += len(events[-1].payload)
         finally:
             cursor.close()
@@ -411,24 +411,6 @@ def _text(instant: datetime | None) -> str | None:
 def _array(values: Sequence[str | None]) -> str:
     """What json_each() reads as a list."""
     return msgspec.json.encode(values).decode()
-
-
-def _event(row: sqlite3.Row) -> OutboxEvent:
-    return OutboxEvent(
-        id=row["id"],
-        event_id=row["event_id"],
-        saga_id=row["saga_id"],
-        event_type=row["event_type"],
-        status=row["status"],
-        current_step=row["current_step"],
-        error_message=row["error_message"],
-        created_at=from_text(row["created_at"]),
-        workflow_name=row["workflow_name"],
-        workflow_version=row["workflow_version"],
-        correlation_id=row["correlation_id"],
-        initiated_by=row["initiated_by"],
-        payload=row["payload"] or "{}",
-    )
 
 
 def _row(row: sqlite3.Row) -> rows.Row:
