@@ -22,6 +22,9 @@ from web.sign_in import PAGE_HEADERS
 
 Json = Mapping[str, Any]
 
+ON_EVERY_ANSWER = "X-Request-Id"
+"""The header that is told of once, in the document's own words."""
+
 
 class Word(msgspec.Struct, frozen=True):
     """A piece of what a value is; `schema`: the type it names."""
@@ -211,6 +214,7 @@ def _answer(document: Json, status: str, found: Json) -> Answer:
         headers=[
             _field(name, header["schema"], header, header["required"])
             for name, header in ((name, _followed(document, each)) for name, each in answer["headers"].items())
+            if name != ON_EVERY_ANSWER
         ],
         examples=[
             Example(
@@ -252,7 +256,7 @@ def _field(name: str, schema: Json, told: Json, required: bool) -> Field:
         description=told.get("description", ""),
         required=required,
         place=told.get("in", ""),
-        example=str(told.get("example", "")),
+        example=str(told.get("example", *schema.get("examples", [""])[:1])),
     )
 
 
@@ -289,10 +293,10 @@ def _bounds(schema: Json) -> str:
 
 def _range(schema: Json, low: str, high: str, of: str) -> str:
     if low in schema and high in schema:
-        return f"{schema[low]} to {schema[high]}{of}"
+        return f"{schema[low]:.15g} to {schema[high]:.15g}{of}"
     if high in schema:
-        return f"at most {schema[high]}{of}"
-    return f"at least {schema[low]}{of}" if low in schema else ""
+        return f"at most {schema[high]:.15g}{of}"
+    return f"at least {schema[low]:.15g}{of}" if low in schema else ""
 
 
 def _followed(document: Json, found: Json) -> Json:

@@ -38,7 +38,8 @@ Runs sagas: business transactions across services, each step with its undo besid
 
 JSON both ways, in UTF-8; a `Content-Type` that is not JSON is 400. Instants are RFC 3339, answered in UTC with \
 milliseconds. Fields of a body that are unknown, and parameters that are unknown or given twice, are refused with 400. \
-Answers may get more fields in later releases.
+Answers may get more fields in later releases. The `X-Request-Id` of a request, or a new one, is in its answer, in the \
+envelope of an error, and in the log.
 
 `HEAD` works where `GET` does, and `OPTIONS` answers with `Allow`. Any other method of a path is 405, with the \
 envelope of errors and `Allow`; a path that is not here is 404. What is no HTTP, or has headers over 64 KiB, is \

@@ -29,7 +29,6 @@ from saga.workflow_yaml import MAX_YAML_BYTES
 Instant = Annotated[
     str,
     Meta(
-        description="RFC 3339, UTC, milliseconds",
         examples=["2026-01-02T03:04:05.678Z"],
         extra_json_schema={"format": "date-time"},
     ),
@@ -51,10 +50,11 @@ SagaId = Annotated[
     str,
     Meta(
         examples=["40406ce6-dcf6-48af-bae1-ac96c250e6eb"],
+        description="the saga",
         extra_json_schema={"format": "uuid", "pattern": f"^{SAGA_ID_PATTERN}$"},
     ),
 ]
-WorkflowName = Annotated[str, BOUNDED, Meta(examples=["order-fulfillment"])]
+WorkflowName = Annotated[str, BOUNDED, Meta(examples=["order-fulfillment"], description="the workflow")]
 RequestId = Annotated[
     str,
     Meta(
@@ -64,7 +64,7 @@ RequestId = Annotated[
 ]
 
 PATH_VALUES: Mapping[str, Any] = {
-    "saga_id": Annotated[SagaId, Meta(description="the saga")],
+    "saga_id": SagaId,
     "name": Annotated[WorkflowName, Meta(description="the workflow; every character is taken, a / too")],
 }
 """The types of what is in paths, by its name there; what is none of them is not found."""
@@ -315,8 +315,8 @@ class SagaView(msgspec.Struct, frozen=True, kw_only=True):
     compensation_failed: Annotated[bool, Meta(description="an undo has failed for good")]
     attempt: Annotated[int, Meta(ge=0, description="the attempt running or due, from 1; 0: nothing is to be called")]
     next_attempt_at: Annotated[Instant | None, Meta(description="set while it waits for its next attempt")]
-    created_at: Instant
-    updated_at: Instant
+    created_at: Annotated[Instant, Meta(description="when it was started")]
+    updated_at: Annotated[Instant, Meta(description="when it last moved")]
 
 
 class StepLogView(msgspec.Struct, frozen=True, kw_only=True):
@@ -325,15 +325,15 @@ class StepLogView(msgspec.Struct, frozen=True, kw_only=True):
     id: Annotated[str, Meta(description="of this entry")]
     saga_id: SagaId
     step_index: Annotated[int, Meta(ge=0, description="the place of the step in its workflow, from 0")]
-    step_name: str
+    step_name: Annotated[str, Meta(description="the step")]
     action: StepAction
     status: StepStatus
     request_payload: Annotated[Json | None, Meta(description="what was sent")]
     response_payload: Annotated[Json | None, Meta(description="what was answered")]
     error_message: Annotated[str | None, Meta(description="the last failure; of what was done by hand, the reason")]
     attempts: Annotated[int, Meta(ge=0, description="calls that were made for it")]
-    started_at: Instant
-    completed_at: Instant | None
+    started_at: Annotated[Instant, Meta(description="when its first attempt began")]
+    completed_at: Annotated[Instant | None, Meta(description="when it had ended")]
 
 
 class SagaDetailView(msgspec.Struct, frozen=True, kw_only=True):
@@ -372,15 +372,15 @@ class WorkflowRegistered(msgspec.Struct, frozen=True, kw_only=True):
 
     name: WorkflowName
     version: Annotated[int, Meta(ge=1, description="from 1; the same definition again keeps it")]
-    step_count: Annotated[int, Meta(ge=1)]
+    step_count: Annotated[int, Meta(ge=1, description="how many steps it has")]
 
 
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The newest version of a workflow."""
 
     name: WorkflowName
-    version: Annotated[int, Meta(ge=1)]
-    step_count: Annotated[int, Meta(ge=1)]
+    version: Annotated[int, Meta(ge=1, description="from 1")]
+    step_count: Annotated[int, Meta(ge=1, description="how many steps it has")]
     step_names: Annotated[list[str], Meta(description="in the order they are run")]
 
 
@@ -393,7 +393,7 @@ class WorkflowListView(msgspec.Struct, frozen=True, kw_only=True):
 class StepView(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a workflow, defaults filled in."""
 
-    name: str
+    name: Annotated[str, Meta(description="of the step")]
     service: Annotated[str, Meta(description="where to call: a key of `services` in the configuration")]
     method: Annotated[str, Meta(description="what to call")]
     compensate: Annotated[str | None, Meta(description="what undoes it; null: nothing does")]
@@ -409,8 +409,8 @@ class WorkflowView(msgspec.Struct, frozen=True, kw_only=True):
     """The newest version of a workflow, whole."""
 
     name: WorkflowName
-    version: Annotated[int, Meta(ge=1)]
-    step_count: Annotated[int, Meta(ge=1)]
+    version: Annotated[int, Meta(ge=1, description="from 1")]
+    step_count: Annotated[int, Meta(ge=1, description="how many steps it has")]
     step_names: Annotated[list[str], Meta(description="in the order they are run")]
     timeout_secs: Annotated[float | None, Meta(description="for all steps together; null: no bound")]
     steps: list[StepView]
@@ -420,7 +420,7 @@ class AuditEntryView(msgspec.Struct, frozen=True, kw_only=True):
     """One change that was asked for, or, DENIED, was not allowed."""
 
     id: Annotated[str, Meta(description="of this entry")]
-    created_at: Instant
+    created_at: Annotated[Instant, Meta(description="when it was asked for")]
     action: AuditAction
     outcome: AuditOutcome
     principal: Annotated[str, Meta(description="the subject of the token; anonymous where there is no access control")]
@@ -429,8 +429,8 @@ class AuditEntryView(msgspec.Struct, frozen=True, kw_only=True):
     address: Annotated[str | None, Meta(description="the peer of the connection")]
     request_id: RequestId | None
     saga_id: SagaId | None
-    workflow_name: str | None
-    workflow_version: int | None
+    workflow_name: Annotated[str | None, Meta(description="of the saga, or what was registered")]
+    workflow_version: Annotated[int | None, Meta(description="the version of that")]
     step_name: Annotated[str | None, Meta(description="of a correction: the step whose compensation it is about")]
     reason: Annotated[str | None, Meta(description="why, in the words of whoever asked")]
     before: Annotated[Json | None, Meta(description="status, revision or version that the change met")]
@@ -463,4 +463,4 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
     status: Literal["healthy", "degraded", "unhealthy"]
     checks: Annotated[dict[str, str], Meta(description="`ok` or what is wrong, by part")]
-    timestamp: Instant
+    timestamp: Annotated[Instant, Meta(description="when that was found")]
