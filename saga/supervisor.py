@@ -374,10 +374,12 @@ class Supervisor:
                     await self._give_back([late.saga for late in claimed[number:] if not self._runs_already(late.saga)])
                     raise
                 except SagaError as error:
-                    await self._put_aside(one.saga, error)
+                    with about_saga(one.saga):
+                        await self._put_aside(one.saga, error)
                     continue
                 if self._services is not None and (missing := workflow.definition.services.difference(self._services)):
-                    await self._leave_to_others(one.saga, missing)
+                    with about_saga(one.saga):
+                        await self._leave_to_others(one.saga, missing)
                 else:
                     self._start(one, workflow, told_within_secs=trio.current_time() - asked_at)
         finally:

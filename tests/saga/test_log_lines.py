@@ -6,7 +6,9 @@ import logging
 
 import pytest
 import trio.testing
+from trio.testing import MockClock
 
+from saga import log_fields
 from saga.audit import Door, Requester
 from saga.log_fields import about
 from saga.model import SagaStatus
@@ -78,3 +80,34 @@ async def test_the_end_that_is_hoped_for_is_a_line_for_those_who_want_all(caplog
             saga_id = (await house.service.start(StartSaga(workflow_name="order"))).saga.saga_id
         assert await ended(house, saga_id) is SagaStatus.COMPLETED
     assert told(caplog) == ["DEBUG saga_ended workflow=order status=COMPLETED error=None"]
+
+
+class Contexts(logging.Handler):
+    """Whom each event was about, as the formatter sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, dict[str, str]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen[record.getMessage().partition(" ")[0]] = dict(log_fields.current())
+
+
+async def test_what_keeps_a_saga_from_being_begun_is_told_about_that_saga(autojump_clock: MockClock) -> None:
+    contexts = Contexts()
+    logger = logging.getLogger("saga.supervisor")
+    logger.addHandler(contexts)
+    try:
+        async with orchestrator() as house:
+            house.supervisor._services = {"inventory"}  # as of a worker that lacks the other one
+            house.supervisor._backlog = True  # somebody older waits, so the saga waits to be claimed
+            started = await house.service.start(StartSaga(workflow_name="order", correlation_id="c-1"))
+            await trio.testing.wait_all_tasks_blocked()
+    finally:
+        logger.removeHandler(contexts)
+    saga_id = started.saga.saga_id
+    assert contexts.seen["service_not_configured"] == {
+        "saga_id": saga_id,
+        "correlation_id": "c-1",
+        "trace_id": saga_id.replace("-", ""),
+    }
