@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpclib.const import Status
 
-from saga.error_codes import ERROR_CODES, INTERNAL_MESSAGE, RETRY_AFTER_SECS
+from saga.error_codes import ERROR_CODES, INTERNAL_MESSAGE, RETRY_AFTER_SECS, told_text
 from saga.errors import Invalid, Unavailable
 
 DOMAIN = "saga"
@@ -60,6 +60,6 @@ def failure(error: Exception) -> Failure:
     return Failure(
         status=status,
         # It goes into a header, and HTTP/2 forbids blanks at the ends of those: a strict client ends its connection.
-        message=INTERNAL_MESSAGE if status is Status.INTERNAL else str(error).strip(),
+        message=INTERNAL_MESSAGE if status is Status.INTERNAL else told_text(error).strip(),
         details=details,
     )

@@ -67,3 +67,8 @@ ERROR_CODES: Mapping[type[Exception], OnTheWire] = {
     Exception: _OUR_BUG,
 }
 """By error; a class that is not named here is what its nearest base is."""
+
+
+def told_text(error: Exception) -> str:
+    """The words a caller gets for an error that is not our own bug."""
+    return error.told if isinstance(error, Unavailable) else str(error)

@@ -119,7 +119,15 @@ class MappingFailed(SagaError):
 
 
 class Unavailable(SagaError):
-    """The store cannot be reached now. For a write: it did not happen or it is unknown whether it did."""
+    """The store cannot be reached now. For a write: it did not happen or it is unknown whether it did.
+
+    `told` is fit for a caller. The text has the `reason` too, which may name hosts and ports: it is for the log.
+    """
+
+    def __init__(self, told: str, reason: object = None) -> None:
+        super().__init__(told if reason is None else f"{told}: {reason}")
+        self.told = told
+        self.reason = reason
 
 
 class Overloaded(Unavailable):

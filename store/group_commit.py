@@ -159,7 +159,7 @@ class Lane(Generic[Row, Result]):
             self.meter.batch_failed(self.name)
             for entry in batch:
                 # One exception a caller: a shared one would collect the tracebacks of all.
-                own = Unavailable(str(error))
+                own = Unavailable(error.told, error.reason)
                 own.__cause__ = error
                 _settle(entry, outcome.Error(own))
         except Exception as error:  # noqa: BLE001  a bug met by this batch: its callers get it, later batches go on

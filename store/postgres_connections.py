@@ -118,7 +118,7 @@ class Link:
                 with translated():
                     self._connection = await connect(self._dsn, self._session)
             except Unavailable as error:
-                raise NothingSent(str(error)) from error
+                raise NothingSent(error.told, error.reason) from error
         return self._connection
 
     def drop(self) -> None:

@@ -95,5 +95,5 @@ def translated() -> Iterator[None]:
         if meaning is TryAgain:
             raise TryAgain(text) from error
         if meaning is StoreRefuses:
-            raise StoreRefuses(f"the database refuses this server: {text}") from error
-        raise Unavailable(f"the database cannot be reached: {text}") from error
+            raise StoreRefuses("the database refuses this server", text) from error
+        raise Unavailable("the database cannot be reached", text) from error

@@ -69,4 +69,4 @@ def translated_sqlite() -> Iterator[None]:
     except sqlite3.ProgrammingError:
         raise
     except sqlite3.DatabaseError as error:
-        raise Unavailable(f"the embedded database does not answer: {error}") from error
+        raise Unavailable("the embedded database does not answer", error) from error

@@ -43,4 +43,4 @@ class WriteHealth:
     def check(self) -> None:
         """Raises `Unavailable` while the last write failed and is not long ago."""
         if self._failed_at is not None and time.monotonic() - self._failed_at < FAILED_FOR_SECS:
-            raise Unavailable(f"the last write failed: {self._reason}")
+            raise Unavailable("the last write failed", self._reason)

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from saga.error_codes import ERROR_CODES, INTERNAL_MESSAGE, RETRY_AFTER_SECS
+from saga.error_codes import ERROR_CODES, INTERNAL_MESSAGE, RETRY_AFTER_SECS, told_text
 from saga.errors import Detail, Invalid, MissingToken, PermissionDenied, Unauthenticated, Unavailable
 
 CHALLENGE = 'Bearer realm="saga"'
@@ -72,7 +72,7 @@ def envelope(error: Exception, request_id: str) -> bytes:
         ErrorEnvelope(
             error=ErrorBody(
                 code=code,
-                message=INTERNAL_MESSAGE if status == 500 else str(error),
+                message=INTERNAL_MESSAGE if status == 500 else told_text(error),
                 request_id=request_id,
                 details=[_detail(detail) for detail in details],
             )

@@ -213,7 +213,7 @@ ERRORS: Mapping[int, Mapping[str, Exception]] = {
     413: {"a long body": too_large((1 << 20) + BODY_SLACK_BYTES)},
     500: {"an error of ours": AssertionError()},
     503: {
-        "no database": Unavailable("the database cannot be reached: connection refused"),
+        "no database": Unavailable("the database cannot be reached"),
         "too much to do": Room(0, "requests").refusal(),
     },
 }

@@ -19,7 +19,7 @@ from quart_trio import QuartTrio
 from saga.access import Permission
 from saga.audit import AuditAction, AuditFilter
 from saga.audit_trail import AuditPage
-from saga.error_codes import INTERNAL_MESSAGE
+from saga.error_codes import INTERNAL_MESSAGE, told_text
 from saga.errors import NotFound, RequestError, Unavailable
 from saga.mapping import rfc3339
 from saga.model import Saga, SagaStatus, StepAction, StepLog
@@ -130,7 +130,7 @@ async def error_page(error: Exception, request_id: str) -> Response:
     """A page in place of the one that `error` prevented."""
     status, _ = status_of(error)
     title = "Not now" if isinstance(error, Unavailable) else "That went wrong"
-    message = f"{INTERNAL_MESSAGE}; the log tells more under {request_id}" if status == 500 else str(error)
+    message = f"{INTERNAL_MESSAGE}; the log tells more under {request_id}" if status == 500 else told_text(error)
     page = await _page("message.html", status, title=title, message=message)
     page.headers.update(headers_of(error))
     return page

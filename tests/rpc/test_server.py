@@ -473,11 +473,12 @@ async def test_the_request_id_is_echoed_with_an_answer_and_with_an_error(door: D
 
 async def test_an_absent_store_is_unavailable(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*args: object, **kwargs: object) -> None:
-        raise Unavailable("database cannot be reached")
+        raise Unavailable("the database cannot be reached", "10.1.2.3:5432 refused")
 
     monkeypatch.setattr(door.house.store, "get", away)
     error = await door.refused(door.stub.GetSaga, pb.GetSagaRequest(saga_id=NO_SAGA))
     assert (error.status, reason(error)) == (Status.UNAVAILABLE, "SYS_SAGA_UNAVAILABLE")
+    assert error.message == "the database cannot be reached"
 
 
 async def test_our_own_bug_is_internal_tells_nothing_and_is_logged_with_the_request_id(

@@ -53,7 +53,7 @@ async def test_the_page_says_that_a_cancellation_was_asked_for(site: Site) -> No
 @pytest.mark.parametrize("path", ["/", "/sagas/00000000-0000-4000-8000-000000000000", "/audit"])
 async def test_a_page_that_cannot_be_made_is_a_page_too(site: Site, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*_: object, **__: object) -> None:
-        raise Unavailable("the database cannot be reached")
+        raise Unavailable("the database cannot be reached", "10.1.2.3 refuses")
 
     async def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("<secret>")
@@ -64,6 +64,7 @@ async def test_a_page_that_cannot_be_made_is_a_page_too(site: Site, path: str, m
     assert (page.status_code, page.headers["retry-after"]) == (503, "1")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "the database cannot be reached" in page.text
+    assert "10.1.2.3" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     for method in ("list_sagas", "get", "list_audit"):
         monkeypatch.setattr(site.house.store, method, broken)
