@@ -1,4 +1,5 @@
-"""Fixtures every test folder shares: a Postgres server for the session, a database of its own for each test."""
+"""Fixtures every test folder shares: a Postgres server for the session, a database of its own for each test, an issuer
+of tokens for each module."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.issuer import Issuer, issuer
 from tests.support.postgres import PostgresServer, running_server
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, and children inherit that;
@@ -30,3 +32,10 @@ def postgres_dsn(postgres_server: PostgresServer) -> Iterator[str]:
     """A migrated, empty database of the test's own."""
     with postgres_server.cloned_database() as dsn:
         yield dsn
+
+
+@pytest.fixture(scope="module")
+def idp() -> Iterator[Issuer]:
+    """An issuer of tokens, over real HTTP."""
+    with issuer() as opened:
+        yield opened

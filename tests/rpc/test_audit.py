@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from google.protobuf.message import Message
@@ -13,15 +12,9 @@ from k1s0.system.saga.v1 import saga_pb2 as pb
 from multidict import MultiDict
 
 from tests.rpc.test_server import NO_SAGA, Door, fields, open_door
-from tests.support.issuer import Issuer, issuer, token_of
+from tests.support.issuer import Issuer, token_of
 from tests.support.orchestrator import HANGS, ORDER
 from tests.support.verifier import verifier
-
-
-@pytest.fixture(name="idp", scope="module")
-def _idp() -> Iterator[Issuer]:
-    with issuer() as opened:
-        yield opened
 
 
 def as_(subject: str, *roles: str) -> MultiDict[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,12 +64,6 @@ REQUESTS: dict[str, Message] = {
     "GetWorkflow": pb.GetWorkflowRequest(name="order"),
     "ListAudit": pb.ListAuditRequest(),
 }
-
-
-@pytest.fixture(name="idp", scope="module")
-def _idp() -> Iterator[Issuer]:
-    with issuer() as opened:
-        yield opened
 
 
 @asynccontextmanager

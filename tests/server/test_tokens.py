@@ -4,7 +4,7 @@ are shown it in `tests/web/test_access.py` and `tests/rpc/test_server_access.py`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,12 +18,6 @@ from server.tokens import KEPT_SECS, LEEWAY_SECS, MAX_TOKEN_CHARS, TokenVerifier
 from tests.support.issuer import AUDIENCE, ISSUER, Issuer, issuer, key_set, public_jwk, token, token_of
 from tests.support.server_process import free_port
 from tests.support.verifier import verifier
-
-
-@pytest.fixture(name="idp", scope="module")
-def _idp() -> Iterator[Issuer]:
-    with issuer() as opened:
-        yield opened
 
 
 class Clock:

@@ -10,8 +10,11 @@ import pytest
 import trio
 
 from saga.authentication import Authenticator, OpenAccess
+from saga.door_limits import DoorLimits
 from saga.payload_mask import NOTHING, PayloadMask
+from tests.support.issuer import Issuer
 from tests.support.orchestrator import House, orchestrator
+from tests.support.verifier import verifier
 from web.app import create_app
 from web.metrics import PrometheusMeter
 from web.serving import serve_rest
@@ -49,6 +52,7 @@ async def open_site(
     grace_secs: float = 5.0,
     authenticator: Authenticator | None = None,
     payload_mask: PayloadMask = NOTHING,
+    limits: DoorLimits | None = None,
 ) -> AsyncIterator[Site]:
     meter = PrometheusMeter()
     async with orchestrator(meter, max_payload_bytes) as house, trio.open_nursery() as nursery:
@@ -59,6 +63,7 @@ async def open_site(
             version="1.2.3",
             meter=meter,
             payload_mask=payload_mask,
+            limits=limits,
         )
         started: list[Site] = []
 
@@ -81,6 +86,13 @@ async def open_site(
         with trio.fail_after(10):
             await started[0].stopped.wait()
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def guarded_site(idp: Issuer) -> AsyncIterator[Site]:
+    """A site that asks for tokens of this issuer."""
+    async with verifier(idp) as access, open_site(authenticator=access) as site:
+        yield site
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import httpx
@@ -22,7 +20,7 @@ from tests.support.bad_tokens import DENIED, INVALID, MISSING, bad_tokens
 from tests.support.issuer import Issuer, issuer, token, token_of
 from tests.support.orchestrator import HANGS, ORDER
 from tests.support.verifier import verifier
-from tests.web.conftest import Site, open_site
+from tests.web.conftest import Site, guarded_site, open_site
 from web.api import Api, Operation
 from web.app import DOCUMENTS, create_app
 from web.pages import PAGES
@@ -51,7 +49,17 @@ MAY = {
     "sys_admin": READS | {"write sagas", "write workflows"},
 }
 
-OPEN_ROUTES = {"healthz", "readyz", "openapi_json", "docs_page", "metrics", "static", "sign_in_page", "sign_in", "sign_out"}
+OPEN_ROUTES = {
+    "healthz",
+    "readyz",
+    "openapi_json",
+    "docs_page",
+    "metrics",
+    "static",
+    "sign_in_page",
+    "sign_in",
+    "sign_out",
+}
 
 BODIES: dict[str, Any] = {"startSaga": {"workflow_name": "order"}, "registerWorkflow": {"workflow_yaml": ORDER}}
 NO_SAGA = "00000000-0000-4000-8000-000000000000"
@@ -63,18 +71,6 @@ def operations() -> tuple[Operation, ...]:
 
 def guarded() -> list[Operation]:
     return [operation for operation in operations() if operation.permission is not Permission.OPEN]
-
-
-@pytest.fixture(name="idp", scope="module")
-def _idp() -> Iterator[Issuer]:
-    with issuer() as opened:
-        yield opened
-
-
-@asynccontextmanager
-async def guarded_site(idp: Issuer) -> AsyncIterator[Site]:
-    async with verifier(idp) as access, open_site(authenticator=access) as site:
-        yield site
 
 
 async def ask(site: Site, operation: Operation, authorization: str | list[str] | None) -> httpx.Response:

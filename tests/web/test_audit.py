@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from saga.payload_mask import PayloadMask
-from tests.support.issuer import Issuer, issuer, token_of
+from tests.support.issuer import Issuer, token_of
 from tests.support.orchestrator import ORDER, REFUSED
-from tests.support.verifier import verifier
-from tests.web.conftest import Site, open_site
+from tests.web.conftest import Site, guarded_site, open_site
 
 NO_SAGA = "00000000-0000-4000-8000-000000000000"
-
-
-@pytest.fixture(name="idp", scope="module")
-def _idp() -> Iterator[Issuer]:
-    with issuer() as opened:
-        yield opened
-
-
-@asynccontextmanager
-async def guarded_site(idp: Issuer) -> AsyncIterator[Site]:
-    async with verifier(idp) as access, open_site(authenticator=access) as site:
-        yield site
 
 
 def as_(subject: str, *roles: str, request_id: str = "r-1") -> dict[str, str]:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from http.cookies import Morsel, SimpleCookie
 
 import httpx
-import pytest
 
 from server.tokens import LEEWAY_SECS
-from tests.support.issuer import Issuer, issuer, token, token_of
-from tests.support.verifier import verifier
-from tests.web.conftest import Site, open_site
+from tests.support.issuer import Issuer, token, token_of
+from tests.web.conftest import Site, guarded_site
 from web.sign_in import COOKIE, LONGEST_SECS, MAX_COOKIE_CHARS
-
-
-@pytest.fixture(name="idp", scope="module")
-def _idp() -> Iterator[Issuer]:
-    with issuer() as opened:
-        yield opened
-
-
-@asynccontextmanager
-async def guarded_site(idp: Issuer) -> AsyncIterator[Site]:
-    async with verifier(idp) as access, open_site(authenticator=access) as site:
-        yield site
 
 
 def cookie_of(answer: httpx.Response) -> Morsel[str]:
