@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
@@ -15,6 +14,7 @@ from saga.ports import Store
 from store.postgres import open_postgres
 from store.postgres_connections import READER_SESSION, Link
 from store.queries import Dialect, load
+from tests.store.plans import nodes, rows_read
 from tests.store.samples import StandingClock, move, running
 from tests.support.postgres import in_plain_loop
 
@@ -132,14 +132,3 @@ def test_a_batch_reads_only_what_it_removes_and_a_look_in_vain_nothing(postgres_
         assert {node["Relation Name"] for node in scans} == {"saga_states", "outbox"}
         assert "Seq Scan" not in {node["Node Type"] for node in scans}, plan
         assert max(rows_read(node) for node in scans) == removed, plan
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from nodes(child)
-
-
-def rows_read(node: dict[str, Any]) -> int:
-    removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
-    return int((node["Actual Rows"] + removed) * node["Actual Loops"])

@@ -12,7 +12,7 @@ from store.postgres_connections import READER_SESSION
 from store.queries import Dialect, load
 from store.sqlite_connections import MEMORY, opened_connection
 from store.sqlite_migrations import migrate_up
-from tests.store.test_parked import nodes, rows_read
+from tests.store.plans import hundreds_of_steps, nodes, rows_read
 from tests.support.postgres import in_plain_loop
 
 ENDED, OWING = 20_000, 20
@@ -69,13 +69,4 @@ def test_the_undo_debt_on_sqlite_reads_no_saga_that_owes_nothing() -> None:
             plan = [row["detail"] for row in connection.execute("EXPLAIN QUERY PLAN " + query.text, {"now": None})]
             assert any("USING INDEX idx_saga_states_undo_since" in line for line in plan), plan
         # The proof by counting: the machine's own steps when nobody owes anything.
-        steps = 0
-
-        def count() -> int:
-            nonlocal steps
-            steps += 1
-            return 0
-
-        connection.set_progress_handler(count, 100)
-        assert connection.execute(query.text, {"now": None}).fetchall() == []
-        assert steps < 10
+        assert hundreds_of_steps(connection, query.text, {"now": None}) < 10
