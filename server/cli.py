@@ -117,7 +117,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             return serve_workers(config, arguments.workers, insecure=arguments.insecure)
         return app.serve(config, insecure=arguments.insecure)
     except (ConfigInvalid, CannotStart) as error:
-        return _fail(str(error))
+        logs.tell_why_not(str(error))
+        return 1
 
 
 def _workflow_check(arguments: argparse.Namespace) -> int:

@@ -76,6 +76,17 @@ def flush() -> None:
 _log = logging.getLogger("saga.process")
 
 
+def tell_why_not(problem: str, who: str = "saga") -> None:
+    """Says on standard error why this process cannot run, each line of it: as lines like all others where whoever reads
+    them expects JSON, else as commands do."""
+    as_json = any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
+    for line in problem.splitlines():
+        if as_json:
+            _log.critical("cannot_start problem=%s", line)
+        else:
+            print(f"{who}: {line}", file=sys.stderr)
+
+
 def _log_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)

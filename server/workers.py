@@ -229,8 +229,7 @@ class Supervision:
                     os.close(worker.pipe)
             return self._work(number, partial(_say_ready, pipe))
         except (ConfigInvalid, CannotStart) as error:
-            for line in str(error).splitlines():
-                print(f"saga: worker {number}: {line}", file=sys.stderr)
+            logs.tell_why_not(str(error), f"saga: worker {number}")
             return EXIT_CANNOT_START
         except BaseException:  # nothing may get past into the parent's code, of which this is a copy
             log.exception("worker_crashed")

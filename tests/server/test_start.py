@@ -111,3 +111,16 @@ def test_a_number_of_workers_that_is_none_is_refused_with_what_was_expected(
         main(["serve", "--workers", number])
     assert exited.value.code == 2
     assert f"argument --workers: expected a number from 1 to 256, got {number}" in capsys.readouterr().err
+
+
+def test_where_lines_are_json_so_is_the_reason_why_a_server_does_not_start(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    (reason, dsn), *_ = refusals(postgres_server).items()
+    env = {"DATABASE_URL": dsn, "SAGA__OBSERVABILITY__LOG__FORMAT": "json"}
+    with server_process(tmp_path, {}, env=env) as server:
+        server.spawn()
+        assert server.wait() == 1
+        starting, refused = map(json.loads, server.log.splitlines())
+        assert (starting["event"], refused["event"], refused["level"]) == ("starting", "cannot_start", "critical")
+        assert refused["problem"].startswith(f"the database refuses this server: {reason}; see")
