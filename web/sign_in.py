@@ -135,8 +135,15 @@ def _is_https() -> bool:
 
 
 def _refuse_other_sites() -> None:
-    """Nobody is signed in, as somebody else perhaps, by a form on another site. Every browser of today tells."""
-    if quart.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+    """Nobody is signed in, as somebody else perhaps, by a form on another site. Every browser of today tells: over TLS
+    what it is to this site, and else the origin of the form, where a proxy may have another name for us."""
+    headers = quart.request.headers
+    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+    if site is not None:
+        ours = site in ("same-origin", "none")
+    else:
+        ours = origin is None or origin.partition("://")[2] in (headers.get("Host"), headers.get("X-Forwarded-Host"))
+    if not ours:
         raise PermissionDenied("this form can only be sent from this site")
 
 

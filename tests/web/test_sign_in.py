@@ -119,10 +119,19 @@ async def test_no_other_site_signs_anybody_in_or_out(idp: Issuer) -> None:
                 )
                 assert answer.status_code == 403
                 assert "Set-Cookie" not in answer.headers
-        answer = await site.client.post(
-            "/sign-in", data={"token": token_of("sys_auditor")}, headers={"Sec-Fetch-Site": "same-origin"}
-        )
-        assert answer.status_code == 303
+            # Over cleartext a browser tells no more than the origin.
+            for origin in ("http://evil.example", "null", "http://[", f"http://127.0.0.1:{site.port}.evil.example"):
+                answer = await site.client.post(
+                    path, data={"token": token_of("sys_auditor")}, headers={"Origin": origin}
+                )
+                assert (answer.status_code, "Set-Cookie" in answer.headers) == (403, False), origin
+        for told in (
+            {"Sec-Fetch-Site": "same-origin", "Origin": "https://behind-a-proxy.example"},
+            {"Origin": f"http://127.0.0.1:{site.port}"},
+            {"Origin": "http://sagas.example", "X-Forwarded-Host": "sagas.example"},
+        ):
+            answer = await site.client.post("/sign-in", data={"token": token_of("sys_auditor")}, headers=told)
+            assert answer.status_code == 303, told
 
 
 async def test_a_sign_in_leads_to_our_pages_only(idp: Issuer) -> None:
