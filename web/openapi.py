@@ -178,6 +178,11 @@ def _responses(operation: Operation, errors: Iterable[int]) -> dict[str, Any]:
         if status in found:
             # The door may have refused the request before the operation saw it.
             reply["content"] = _content({"anyOf": [_reference(type_), _reference(ErrorEnvelope)]}, shown)
+            reply["headers"] |= {
+                name: {**_header(header), "required": False}
+                for name, (header, where) in _HEADERS.items()
+                if status in where
+            }
         if status < 300:
             reply["headers"] |= {name: _header(header) for name, header in operation.reply_headers.items()}
             if operation.links:
