@@ -29,6 +29,7 @@ from saga.json_bounds import encode_within_bounds
 from saga.log_fields import note_saga
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog
+from saga.payload_mask import NOTHING, PayloadMask
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, SchemaState, Store, UndoDebt
 from saga.saga_id import canonical_saga_id
 from saga.supervisor import Supervisor
@@ -155,6 +156,7 @@ class SagaService:
         meter: Meter | None = None,
         tracer: Tracer | None = None,
         admission: Admission | None = None,
+        payload_mask: PayloadMask = NOTHING,
     ) -> None:
         self._store = store
         self._supervisor = supervisor

@@ -103,6 +103,7 @@ def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | Non
         ),
         services=config.services,
     )
+    payload_mask = PayloadMask(config.observability.redact)
     service = SagaService(
         store,
         supervisor,
@@ -114,6 +115,7 @@ def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | Non
         meter=meter,
         tracer=tracer,
         admission=Admission(config.server.limits.max_starts),
+        payload_mask=payload_mask,
     )
     _read_counts(meter, supervisor, store)
     meter.tell_build(
@@ -121,7 +123,6 @@ def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | Non
         python=platform.python_version(),
         store="postgres" if isinstance(store, PostgresStore) else "sqlite",
     )
-    payload_mask = PayloadMask(config.observability.redact)
     relay = None
     if config.kafka is not None:
         relay = _relay_to(config.kafka, store, worker_id, config.saga.lease_secs, payload_mask)

@@ -18,6 +18,7 @@ import trio
 from saga.catalog import Catalog
 from saga.drain import Drain
 from saga.meter import Meter
+from saga.payload_mask import NOTHING, PayloadMask
 from saga.ports import Answer, Outcome, StepCall
 from saga.runner import Engine
 from saga.service import SagaService
@@ -48,7 +49,7 @@ steps:
 class House:
     """The parts of one orchestrator."""
 
-    def __init__(self, store: SqliteStore, meter: Meter, max_payload_bytes: int) -> None:
+    def __init__(self, store: SqliteStore, meter: Meter, max_payload_bytes: int, payload_mask: PayloadMask) -> None:
         self.answers: dict[str, list[Answer]] = {}
         self.calls: list[StepCall] = []
         self.let_go = trio.Event()
@@ -76,6 +77,7 @@ class House:
             clock,
             services={"inventory", "payment"},
             max_payload_bytes=max_payload_bytes,
+            payload_mask=payload_mask,
             meter=meter,
         )
 
@@ -91,10 +93,12 @@ class House:
 
 
 @asynccontextmanager
-async def orchestrator(meter: Meter | None = None, max_payload_bytes: int = 1 << 20) -> AsyncIterator[House]:
+async def orchestrator(
+    meter: Meter | None = None, max_payload_bytes: int = 1 << 20, payload_mask: PayloadMask = NOTHING
+) -> AsyncIterator[House]:
     """Runs for as long as the block lasts, with the workflow `order` registered."""
     async with open_sqlite(":memory:", events=True) as store, trio.open_nursery() as nursery:
-        house = House(store, meter or Meter(), max_payload_bytes)
+        house = House(store, meter or Meter(), max_payload_bytes, payload_mask)
         await nursery.start(house.supervisor.run)
         await house.service.register_workflow(ORDER)
         try:

@@ -55,7 +55,7 @@ async def open_site(
     limits: DoorLimits | None = None,
 ) -> AsyncIterator[Site]:
     meter = PrometheusMeter()
-    async with orchestrator(meter, max_payload_bytes) as house, trio.open_nursery() as nursery:
+    async with orchestrator(meter, max_payload_bytes, payload_mask) as house, trio.open_nursery() as nursery:
         app = create_app(
             house.service,
             authenticator=authenticator or OpenAccess(),

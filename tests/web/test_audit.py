@@ -180,4 +180,22 @@ async def test_pages_do_not_show_what_is_to_be_masked_and_the_api_does() -> None
         assert "***" in page
 
 
+async def test_a_reason_enters_the_audit_log_without_what_is_to_be_masked() -> None:
+    async with open_site(payload_mask=PayloadMask(["card"])) as site:
+        site.house.answers |= {"Payment.Charge": [REFUSED], "Inventory.Release": [REFUSED]}
+        saga_id = await site.start()
+        await site.ended(saga_id)
+        done = {"mark_done": True, "reason": "refunded by hand, card=4111-1111, ticket 4711"}
+        answer = await site.client.post(
+            f"/api/v1/sagas/{saga_id}/retry-compensation", json={"steps": {"reserve": done}}
+        )
+        assert answer.status_code == 202
+        entries = (await site.client.get("/api/v1/audit")).json()["entries"]
+        reasons = [entry["reason"] for entry in entries if entry["reason"]]
+        assert reasons == ["refunded by hand, card=***, ticket 4711"]
+        for page in (f"/sagas/{saga_id}", "/audit"):
+            text = (await site.client.get(page)).text
+            assert ("4111" in text, "ticket 4711" in text) == (False, True)
+
+
 REFUSED_CARD = type(REFUSED)(outcome=REFUSED.outcome, code=REFUSED.code, message="bad card=4111-1111")
