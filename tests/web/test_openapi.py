@@ -18,8 +18,10 @@ from quart_trio import QuartTrio
 from saga.access import Permission
 from saga.authentication import OpenAccess
 from saga.drain import Drain
-from saga.model import SagaStatus
-from saga.undo_corrections import read_corrections
+from saga.errors import Invalid
+from saga.model import Json, SagaStatus
+from saga.service import MAX_NAME
+from saga.undo_corrections import MAX_REASON, read_corrections
 from saga.workflow_yaml import parse_workflow
 from web import examples
 from web.api import Api, Operation
@@ -29,6 +31,7 @@ from web.exchange import JSON
 from web.openapi import openapi
 from web.pages import PAGES
 from web.parsing import parse_body, parse_query
+from web.schema import RetryCompensationBody
 from web.sign_in import SIGN_IN
 
 OPERATIONS = Api(cast(Any, None), Drain(), cast(Any, None)).operations
@@ -143,6 +146,44 @@ def test_the_bounds_are_those_of_the_types() -> None:
     start = DOCUMENT["components"]["schemas"]["StartSagaBody"]
     assert start["required"] == ["workflow_name"]
     assert start["additionalProperties"] is False
+    texts = [start["properties"][name] for name in ("workflow_name", "correlation_id", "initiated_by")]
+    (key,) = (each for each in described(BY_NAME["startSaga"])["parameters"] if each.get("name") == "Idempotency-Key")
+    for text in (*texts, key["schema"]):
+        assert [bool(faults(text, "x" * length)) for length in (0, 1, MAX_NAME, MAX_NAME + 1)] == [
+            True,
+            False,
+            False,
+            True,
+        ]
+
+
+@pytest.mark.parametrize(
+    ("correction", "is_one"),
+    [
+        ({"input": {}}, True),
+        ({"input": {}, "reason": "typo"}, True),
+        ({"mark_done": True, "reason": "by hand"}, True),
+        ({}, False),
+        ({"reason": "why"}, False),
+        ({"mark_done": True}, False),
+        ({"mark_done": False, "reason": "why"}, False),
+        ({"mark_done": True, "reason": " \n"}, False),
+        ({"mark_done": True, "reason": "x" * (MAX_REASON + 1)}, False),
+        ({"input": {}, "mark_done": True, "reason": "both"}, False),
+        ({"input": []}, False),
+        ({"input": {}, "other": 1}, False),
+    ],
+)
+def test_the_document_takes_those_corrections_that_the_service_takes(correction: Json, is_one: bool) -> None:
+    definition = parse_workflow("name: w\nsteps: [{name: pay, service: s, method: A.B, compensate: A.C}]")
+    schema = {"$ref": f"#/components/schemas/{RetryCompensationBody.__name__}"}
+    assert (faults(schema, {"steps": {"pay": correction}}) == []) == is_one
+    try:
+        read_corrections({"pay": correction}, definition, (0,), 1000)
+    except Invalid:
+        assert not is_one
+    else:
+        assert is_one
 
 
 def test_every_body_refuses_what_it_does_not_know() -> None:
