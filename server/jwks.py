@@ -136,8 +136,11 @@ class KeySet:
 
     async def _fetch(self) -> tuple[VerifyingKey, ...]:
         if self._tls is None:
-            # Reading the authorities of this machine takes tens of milliseconds; once is enough.
-            self._tls = await trio.to_thread.run_sync(httpx.create_ssl_context)
+            try:
+                # Reading the authorities of this machine takes tens of milliseconds; once is enough.
+                self._tls = await trio.to_thread.run_sync(httpx.create_ssl_context)
+            except OSError as error:
+                raise KeysUnavailable(f"the certificates of authorities cannot be read: {error.strerror}") from error
         status, body = 0, bytearray()
         try:
             with trio.move_on_after(FETCH_SECS) as scope:
@@ -152,7 +155,7 @@ class KeySet:
                         if len(body) > MAX_DOCUMENT_BYTES:
                             # To leave the loop would leave httpx's generators unfinished.
                             scope.cancel()
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        except Exception as error:  # whatever a library makes of an answer, the server outlives it
             raise KeysUnavailable(type(error).__name__) from error  # its text may hold the address
         if len(body) > MAX_DOCUMENT_BYTES:
             raise KeysUnavailable(f"more than {MAX_DOCUMENT_BYTES} bytes")

@@ -136,6 +136,7 @@ async def test_the_known_keys_stay_while_the_issuer_is_wrong_in_any_way(
         (404, good, {}, "status 404"),
         (204, b"", {}, "status 204"),
         (302, b"", {"Location": idp.url}, "status 302"),
+        (302, b"", {"Location": "http://xn--/"}, "error=IDNAError"),
         (200, b"garbage", {}, "no key set"),
         (200, key_set(), {}, "no usable key"),
         (200, key_set(private_jwk("rsa1")), {}, "no usable key"),
@@ -165,6 +166,25 @@ async def test_an_issuer_that_is_away_is_asked_again_ever_more_slowly_and_never_
     assert "jwks_unavailable error=ConnectError known_keys=0" in caplog.text
     assert "secret" not in caplog.text
     assert "127.0.0.1" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "authorities", "told"),
+    [
+        (f"http://{'a' * 64}.example/certs", None, "UnicodeError"),
+        ("https://127.0.0.1:1/certs", "/nowhere/ca.pem", "authorities cannot be read: No such file"),
+    ],
+    ids=["a name that is none", "no authorities"],
+)
+async def test_what_cannot_even_be_asked_ends_no_server(
+    url: str, authorities: str | None, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if authorities is not None:
+        monkeypatch.setenv("SSL_CERT_FILE", authorities)
+    keys = KeySet(url, 600)
+    assert await keys.run_once() == jwks.RETRY_SECS[0]
+    assert keys.failed
+    assert told in caplog.text
 
 
 async def test_an_issuer_that_does_not_answer_is_given_up(idp: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
