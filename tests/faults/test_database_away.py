@@ -73,7 +73,6 @@ def test_a_database_that_goes_away_stalls_sagas_and_loses_nothing(
         loud = re.findall(r" (?:WARNING|ERROR) +\S+ (\w+)", server.log[before:])
         assert loud.count("store_unavailable") == 1
         assert set(loud) <= {"store_unavailable", "check_failed", "readiness_changed", "lease_lost"}
-        assert len(loud) <= 4
 
 
 def test_a_worker_whose_database_hangs_stops_its_calls_before_its_lease_ends(
