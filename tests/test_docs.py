@@ -28,9 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ARROW = re.compile(r"^ +(\S+) --> (\S+?)(?:: (\w+))?$", re.MULTILINE)
 API = (ROOT / "docs/api.md").read_text(encoding="utf-8")
 MADE_APART = {
-    **dict.fromkeys(
-        ("GET /", "GET /audit", "GET /sagas/{saga_id}", "GET /metrics", "GET /openapi.json", "GET /sign-in"), "200"
-    ),
+    **dict.fromkeys(("GET /", "GET /audit", "GET /sagas/{saga_id}", "GET /sign-in"), "200"),
+    **dict.fromkeys(("GET /metrics", "GET /openapi.json", "GET /docs"), "200"),
     **dict.fromkeys(("POST /sign-in", "POST /sign-out"), "303"),
 }
 """Routes that are no operations of the API, pages and documents, with what they answer."""
