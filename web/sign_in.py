@@ -33,7 +33,8 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self';"
     " base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not `no-referrer`: with that a browser sends our own forms with `Origin: null`, which is anybody's.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 

@@ -29,6 +29,8 @@ async def test_a_reader_without_a_token_is_shown_the_way_in_and_led_back_to_the_
         site.client.cookies.clear()
         asked = await site.client.get("/sagas/some-id?x=1")
         assert asked.status_code == 401
+        # With `no-referrer` the origin that a browser says of the form would be `null`.
+        assert asked.headers["Referrer-Policy"] == "same-origin"
         assert asked.headers["WWW-Authenticate"] == 'Bearer realm="saga"'
         assert 'name="next" value="/sagas/some-id?x=1"' in asked.text
         answer = await sign_in(site, token_of("sys_auditor"), next="/?status=FAILED")
