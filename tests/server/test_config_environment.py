@@ -14,23 +14,10 @@ from hypothesis import strategies as st
 
 from server.config import Config, ConfigInvalid, DatabaseConfig, LogLevel, Secret, SslMode
 from server.config_loading import load_config
+from tests.server.config_files import loaded, problems
 from tests.support.postgres import in_plain_loop
 
-
-@pytest.fixture(autouse=True)
-def _no_file_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def loaded(text: str, **environ: str) -> Config:
-    Path("c.yaml").write_text(text, encoding="utf-8")
-    return load_config(Path("c.yaml"), environ)
-
-
-def problems(text: str, **environ: str) -> list[str]:
-    with pytest.raises(ConfigInvalid) as caught:
-        loaded(text, **environ)
-    return list(caught.value.problems)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def database_of(config: Config) -> DatabaseConfig:
