@@ -167,6 +167,7 @@ class SagaService:
         self._meter = meter or Meter()
         self._tracer = tracer or Tracer()
         self._admission = Admission() if admission is None else admission  # an empty one is falsy
+        self._payload_mask = payload_mask
         self.known_services = services
         self.max_payload_bytes = max_payload_bytes
 
@@ -338,7 +339,7 @@ class SagaService:
         corrections = read_corrections(steps or {}, definition, saga.undo_failed, self.max_payload_bytes)
         asked = UndoRetryRequested(corrections=corrections)
         record = transitions.advance(saga, definition, asked, self._clock.now())
-        audit = retry_entries(saga, record.after, definition, corrections, asked_by)
+        audit = retry_entries(saga, record.after, definition, corrections, asked_by, self._payload_mask)
         try:
             # Freed by the same write: the worker that ended it still stands in the row, and runs it no more.
             after = await self._record(msgspec.structs.replace(record, release=True, audit=audit))

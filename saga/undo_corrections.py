@@ -15,6 +15,7 @@ from saga.audit import AuditAction, NewAuditEntry, Requester
 from saga.errors import Detail, Invalid, PayloadTooLarge
 from saga.json_bounds import encode_within_bounds
 from saga.model import Json, Saga, UndoCorrection
+from saga.payload_mask import PayloadMask
 from saga.workflow import WorkflowDefinition
 
 MAX_REASON = 1000
@@ -116,6 +117,7 @@ def retry_entries(
     definition: WorkflowDefinition,
     corrections: Mapping[int, UndoCorrection],
     asked_by: Requester,
+    payload_mask: PayloadMask,
 ) -> tuple[NewAuditEntry, ...]:
     """What the audit log is told of a retry: the retry, and each correction that came with it."""
 
@@ -131,7 +133,9 @@ def retry_entries(
 
     def corrected(index: int, correction: UndoCorrection) -> NewAuditEntry:
         action = AuditAction.MARK_DONE if correction.request is None else AuditAction.CORRECT_COMPENSATION
-        return entry(action, step_name=definition.steps[index].name, reason=correction.reason)
+        # Masked here already: what the audit log has once, it keeps.
+        reason = None if correction.reason is None else payload_mask.text(correction.reason)
+        return entry(action, step_name=definition.steps[index].name, reason=reason)
 
     failed = [definition.steps[index].name for index in before.undo_failed]
     retried = entry(
