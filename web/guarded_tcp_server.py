@@ -43,6 +43,8 @@ class GuardedTCPServer(TCPServer):
 
     _asked = False
     """A request has come on it."""
+    _is_over = False
+    """Nothing more comes on it."""
 
     async def run(self) -> None:
         if not isinstance(self.config, GuardedConfig):
@@ -84,6 +86,12 @@ class GuardedTCPServer(TCPServer):
                 log.warning("http_connection_failed error=%r", _first(rest))
             raise cancelled from None
 
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # hypercorn lets the clock of an idle connection run on when its client has left, and waits for it.
+        self._is_over = True
+        await self.idle_task.stop()
+
     async def _idle_timeout(self) -> None:
         if not self._asked:
             with trio.move_on_after(HEAD_SECS) as scope:
@@ -96,6 +104,8 @@ class GuardedTCPServer(TCPServer):
         await super()._idle_timeout()
 
     async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated) and self._is_over:
+            return
         if isinstance(event, Updated) and isinstance(self.config, GuardedConfig):
             if event.idle:
                 self.config.places.idle(self)

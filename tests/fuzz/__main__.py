@@ -2,7 +2,8 @@
 
     python -m tests.fuzz --cases 10000        # as many REST requests, on each store, and gRPC calls and frames; ten
                                               # times as many definitions
-    python -m tests.fuzz --hostile 10000      # that many requests of each hostile kind, and what the server grew by
+    python -m tests.fuzz --hostile 10000      # that many requests of each hostile kind: what the server grew by, and
+                                              # how long others waited; --tls: the same over TLS
 
 Ends with an error on the first thing that must not be; requests of REST are told in a table first.
 """
@@ -18,8 +19,10 @@ from pathlib import Path
 import trio
 
 from tests.fuzz import contract, definitions, hostile, wire
-from tests.fuzz.target import GROWTH_BYTES, target
+from tests.fuzz.target import GROWTH_BYTES, GROWTH_WARM_BYTES, target
 from tests.support.postgres import running_server
+
+MIB = 1024 * 1024
 
 
 def main() -> None:
@@ -27,6 +30,7 @@ def main() -> None:
     options.add_argument("--cases", type=int, default=0, help="REST requests of each store; gRPC calls and connections")
     options.add_argument("--definitions", type=int, help="damaged definitions; default: ten times the cases")
     options.add_argument("--hostile", type=int, default=0, help="requests of each hostile kind")
+    options.add_argument("--tls", action="store_true", help="the hostile requests over TLS")
     options.add_argument("--seed", type=int, help="default: another one each time")
     chosen = options.parse_args()
     seed = time.time_ns() % 2**32 if chosen.seed is None else chosen.seed
@@ -39,7 +43,7 @@ def main() -> None:
                 _contract("PostgreSQL", chosen.cases, seed + chosen.cases, {"DATABASE_URL": dsn})
         _wire(chosen.cases, seed)
     if chosen.hostile:
-        _hostile(chosen.hostile)
+        _hostile(chosen.hostile, chosen.tls)
     if count := 10 * chosen.cases if chosen.definitions is None else chosen.definitions:
         started = time.monotonic()
         seen = definitions.run(count, seed)
@@ -66,14 +70,22 @@ def _wire(cases: int, seed: int) -> None:
     assert grown < GROWTH_BYTES, grown
 
 
-def _hostile(count: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, target(Path(folder)) as server:
-        for name, port, sent in hostile.kinds(server.port, server.grpc_port):
+def _hostile(count: int, tls: bool) -> None:
+    print(f"hostile requests{' over TLS' if tls else ''}, {count} of each kind", flush=True)
+    with tempfile.TemporaryDirectory() as folder, target(Path(folder), tls=tls) as server:
+        doors, trusting = (server.port, server.grpc_port), server.trusting if tls else None
+        begun_with = server.rss()
+        for name, port, kind in hostile.kinds(*doors):
             started = time.monotonic()
-            warm, grown = trio.run(hostile.run, port, sent, count, server.rss)
+            seen = trio.run(hostile.run, port, kind, count, server.rss, doors, trusting)
             server.check()
-            print(f"{name}: +{warm >> 10} KiB, then +{grown >> 10} KiB, {time.monotonic() - started:.0f} s", flush=True)
-            assert grown < GROWTH_BYTES, (name, grown)
+            print(
+                f"{name}: +{seen.first / MIB:.1f} MiB, then +{seen.second / MIB:.1f} MiB, "
+                f"others waited {seen.witness_secs * 1000:.0f} ms at most, {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+            assert seen.second < GROWTH_WARM_BYTES, (name, seen)
+        print(f"begun with {begun_with / MIB:.0f} MiB, ended with {server.rss() / MIB:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

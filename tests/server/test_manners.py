@@ -287,6 +287,18 @@ async def test_a_head_in_pieces_is_ended_when_it_grows_over_what_is_read(tmp_pat
         await doors.check()
 
 
+@DOORS
+async def test_a_client_that_leaves_takes_its_connection_with_it(tmp_path: Path, door: str) -> None:
+    async with open_doors(tmp_path) as doors:
+        for begun in (H2_PREFACE, H2_PREFACE + frame(1, 0, 1, b"\x82")):
+            async with await trio.open_tcp_stream("127.0.0.1", port_of(doors, door)) as stream:
+                await stream.send_all(begun)
+                assert await stream.receive_some()
+                await stream.send_eof()
+                with trio.fail_after(10):  # long before any clock
+                    await until_closed(stream)
+
+
 async def test_frames_may_be_empty_or_padded_in_the_middle_of_a_message(tmp_path: Path) -> None:
     whole = message(
         pb.StartSagaRequest(workflow_name="order", payload=b'{"a": "' + b"x" * 3000 + b'"}').SerializeToString()
