@@ -8,6 +8,7 @@ other routes, and these two too when anything about the request is out of the or
 from __future__ import annotations
 
 import logging
+import re
 import time
 from contextlib import suppress
 from typing import Any
@@ -87,6 +88,9 @@ class Door:
         by_name = {operation.name: operation for operation in api.operations}
         self._start, self._get = by_name["startSaga"], by_name["getSaga"]
         self._get_prefix = self._get.path.partition("{")[0]
+        self._routes = {
+            operation.path: re.compile(re.sub(r"{\w+}", "[^/]+", operation.path)) for operation in api.operations
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -164,7 +168,7 @@ class Door:
                 note()
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = scope.get(ROUTE, "none")
+        route = scope.get(ROUTE) or self._route_of(scope["path"])
         self._meter.http_request_served(scope["method"], route, status, seconds)
         level = logging.DEBUG if route in PROBED else logging.INFO
         if log.isEnabledFor(level):
@@ -175,6 +179,10 @@ class Door:
                 *(scope["method"], route, _printable(scope["raw_path"]), status, seconds * 1000, peer_of(scope)),
                 *(principal.subject if principal.is_identified else None, scope[REQUEST_ID]),
             )
+
+    def _route_of(self, path: str) -> str:
+        """The pattern of a path that was refused before it was routed."""
+        return next((route for route, pattern in self._routes.items() if pattern.fullmatch(path)), "none")
 
     async def _serve(
         self, scope: Scope, headers: dict[str, list[str]], known_as: str, receive: Receive, send: Send

@@ -212,6 +212,11 @@ async def test_the_line_of_a_request_says_who_asked_and_from_where(
             for path in ("/api/v1/sagas", f"/api/v1/sagas/{NO_SAGA}"):
                 await site.client.get(path, headers={"Authorization": f"Bearer {bearer}"})
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("http_request ")]
+    # Refused or not, a request is one of its route, in the metrics too.
+    assert [line.partition(" route=")[2].split(" ")[0] for line in lines] == [
+        "/api/v1/sagas",
+        "/api/v1/sagas/{saga_id}",
+    ] * 3
     assert [(line.count(" peer=127.0.0.1 "), line.partition(" principal=")[2].split(" ")[0]) for line in lines] == [
         *[(1, "alice")] * 2,
         *[(1, "mallory")] * 2,
