@@ -11,7 +11,7 @@ from k1s0.system.common.v1.types_pb2 import Timestamp
 from k1s0.system.saga.v1 import saga_pb2 as pb
 from multidict import MultiDict
 
-from tests.rpc.test_server import NO_SAGA, Door, fields, open_door
+from tests.rpc.conftest import NO_SAGA, Door, fields, open_door
 from tests.support.issuer import Issuer, token_of
 from tests.support.orchestrator import HANGS, ORDER
 from tests.support.verifier import verifier

@@ -25,7 +25,7 @@ from rpc.server import PERMISSIONS
 from saga.ports import SagaFilter
 from server import jwks
 from server.tokens import LEEWAY_SECS
-from tests.rpc.test_server import NO_SAGA, Door, open_door, reason
+from tests.rpc.conftest import NO_SAGA, Door, open_door, reason
 from tests.support.bad_tokens import DENIED, EXPIRED, bad_tokens
 from tests.support.issuer import Issuer, issuer, token, token_of
 from tests.support.orchestrator import HANGS, ORDER

@@ -19,7 +19,7 @@ from bridge import open_loop, run_aio
 from rpc.server import serve_grpc
 from saga.authentication import OpenAccess
 from saga.drain import Drain
-from tests.rpc.test_server import NO_SAGA, Door, open_door
+from tests.rpc.conftest import NO_SAGA, Door, open_door
 from tests.support.orchestrator import orchestrator
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.rpc.test_server import open_door
+from tests.rpc.conftest import open_door
 from tests.support.orchestrator import HANGS
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,6 @@ import pytest
 from server.config import Config, ConfigInvalid
 from server.config_loading import load_config
 
-DATABASE = "database: {name: saga, user: me}"
 KAFKA = "kafka: {brokers: ['k:9092']}"
 AUTH = "auth: {jwks_url: 'https://a/jwks', issuer: i, audience: a}"
 
