@@ -6,9 +6,10 @@ Reading YAML and reporting its errors is `workflow_yaml.py`; building requests i
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from saga.model import StepAction
 
@@ -65,14 +66,16 @@ class OnUnknown(enum.StrEnum):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When and how often a failed attempt is repeated. `max_attempts` counts the first attempt too."""
+    """When and how often a failed attempt is repeated."""
 
-    max_attempts: int = 3
+    max_attempts: Annotated[int, Meta(description="the first included")] = 3
     backoff: Backoff = Backoff.EXPONENTIAL
-    initial_interval_ms: int = 1000
-    max_interval_ms: int | None = None
-    jitter: float = 0.0
-    non_retryable: frozenset[str] = DEFAULT_NON_RETRYABLE
+    initial_interval_ms: Annotated[int, Meta(description="the first pause")] = 1000
+    max_interval_ms: Annotated[int | None, Meta(description="the longest pause; null: no bound")] = None
+    jitter: Annotated[float, Meta(description="the share of each pause that is drawn at random")] = 0.0
+    non_retryable: Annotated[frozenset[str], Meta(description="gRPC codes that fail the step at once")] = (
+        DEFAULT_NON_RETRYABLE
+    )
 
     def delay_secs(self, retry: int, draw: float) -> float:
         """Pause before retry number `retry` (from 0), in seconds.
