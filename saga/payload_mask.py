@@ -1,8 +1,10 @@
 """Fields of payloads that are not to be shown: `observability.redact`.
 
 An entry without a dot is a key, masked wherever it stands; one with dots is a path from the root of a payload, a
-request or an answer, and goes through the elements of lists by itself (`customer.cards.number`). Whatever the field
-holds becomes `***`, its type too. What is stored, sent to participants and given to clients of the API stays whole.
+request or an answer, and goes through the elements of lists by itself (`customer.cards.number`). Case and underscores
+do not part names, for protobuf's JSON takes `cardNumber` for `card_number`, and either may be in a payload. Whatever
+the field holds becomes `***`, its type too. What is stored, sent to participants and given to clients of the API stays
+whole.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class PayloadMask:
         self._root = _Place()
         names: set[str] = set()
         for field in fields:
-            *way, last = field.split(".")
+            *way, last = map(_folded, field.split("."))
             names.add(last)
             if not way:
                 self._keys.add(last)
@@ -64,10 +66,11 @@ class PayloadMask:
             if isinstance(found, dict):
                 copy = holder[at] = dict(found)
                 for key, inner in found.items():
-                    if key in self._keys or key in place.masked:
+                    name = _folded(key)
+                    if name in self._keys or name in place.masked:
                         copy[key] = MASK
                     elif isinstance(inner, dict | list):
-                        left.append((copy, key, place.onward.get(key, _NOWHERE)))
+                        left.append((copy, key, place.onward.get(name, _NOWHERE)))
             elif isinstance(found, list):
                 copied = holder[at] = list(found)
                 left += [
@@ -83,22 +86,56 @@ class PayloadMask:
 
     def text(self, text: str) -> str:
         """Free text, such as what a participant says of an error: what stands behind the name of a field and `:` or
-        `=` is masked. The last name of a path stands for it. As good as can be: text has no fields."""
+        `=` is masked, up to the end of quotes and brackets. The last name of a path stands for it. As good as can be:
+        text has no fields."""
         if self._in_text is None:
             return text
-        return self._in_text.sub(rf"\g<name>{MASK}", text)
+        shown: list[str] = []
+        at = 0
+        for name in self._in_text.finditer(text):
+            if name.start() < at:
+                continue  # within what is masked
+            end = _end_of_value(text, name.end())
+            if end > name.end():
+                shown += (text[at : name.end()], MASK)
+                at = end
+        return "".join((*shown, text[at:]))
 
 
 NOTHING = PayloadMask()
 
 
+def _folded(name: str) -> str:
+    """What the spellings of a name have in common."""
+    return name.replace("_", "").lower() or name
+
+
 def _spellings(names: set[str]) -> re.Pattern[str]:
     # VERBOSE passes over blanks and #; re.escape guards those of names.
     longest_first = sorted(names, key=len, reverse=True)
+    spelled = ("_*".join(map(re.escape, name)) for name in longest_first)
     return re.compile(
         rf"""
-        (?P<name>(?<!\w)(?:{"|".join(map(re.escape, longest_first))})\\?["']?\s{{0,8}}[:=]\s{{0,8}})
-        (?: "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' | [^\s,;&}}\])]+ )
+        (?<!\w)_*(?:{"|".join(spelled)})_*                     # a name
+        \\*["']?                                               # its quotes, escaped where JSON is in a string of JSON
+        \s{{0,8}}(?:[:=]\s{{0,8}}|(?={{))                      # protobuf's text has nothing before a message
         """,
-        re.VERBOSE,
+        re.IGNORECASE | re.VERBOSE,
     )
+
+
+_VALUE = re.compile(r"""(?P<quote>\\*["']).*?(?:(?<!\\)(?P=quote)|\Z)|[^\s,;&}\])]+""", re.DOTALL)
+_BRACKET = re.compile(r"""\\.|(?P<quote>["']).*?(?:(?<!\\)(?P=quote)|\Z)|(?P<open>[{\[])|(?P<close>[}\]])""", re.DOTALL)
+
+
+def _end_of_value(text: str, start: int) -> int:
+    """Where the value that begins at `start` ends; what is never closed goes on to the end of the text."""
+    if text[start : start + 1] not in ("{", "["):
+        value = _VALUE.match(text, start)
+        return start if value is None else value.end()
+    depth = 0
+    for found in _BRACKET.finditer(text, start):
+        depth += (found["open"] is not None) - (found["close"] is not None)
+        if depth == 0 and found["close"] is not None:
+            return found.end()
+    return len(text)

@@ -102,12 +102,40 @@ def test_an_answer_may_be_nested_deeper_than_a_call_may_be() -> None:
         ("card: 4111", "card: ***"),
         ("postcard=blue discard: x cards=3", "postcard=blue discard: x cards=3"),
         ("no card was given", "no card was given"),
-        ('card="never ends', "card=*** ends"),
+        ('card="never ends', "card=***"),
         ("house number=12", "house number=***"),
+        ('{"Card": "4111", "CARD": "4112", "_card": 1}', '{"Card": ***, "CARD": ***, "_card": ***}'),
+        ("pinCode=12 pin_code: 12 PinCode:12 spincode=1", "pinCode=*** pin_code: *** PinCode:*** spincode=1"),
+        ('{"card": {"no": "4111", "of": ["x}"]}, "a": 1}', '{"card": ***, "a": 1}'),
+        ('{"card": ["4111", "4112"], "a": [1]}', '{"card": ***, "a": [1]}'),
+        ('"{\\"card\\": \\"41 11\\", \\"a\\": 1}"', '"{\\"card\\": ***, \\"a\\": 1}"'),
+        ('"{\\"card\\": {\\"no\\": \\"41 11\\"}, \\"a\\": 1}"', '"{\\"card\\": ***, \\"a\\": 1}"'),
+        ('{"card": {"no": "41', '{"card": ***'),
+        ("card={'card': 1}, card=2", "card=***, card=***"),
+        ('card { no: "4111" } amount { no: 5 }', "card *** amount { no: 5 }"),
+        ("card: card=", "card: ***"),
+        ("card=", "card="),
     ],
 )
 def test_in_text_what_stands_behind_a_name_is_hidden(text: str, shown: str) -> None:
-    assert PayloadMask(["card", "address.number"]).text(text) == shown
+    assert PayloadMask(["card", "address.number", "pin_code"]).text(text) == shown
+
+
+def test_case_and_underscores_do_not_part_names() -> None:
+    payload = {
+        "cardNumber": 1,
+        "card_number": 2,
+        "CARD_NUMBER": 3,
+        "cardnumbers": 4,
+        "Bill_To": {"zip_Code": 5, "z": 6},
+    }
+    for name, path in (("card_number", "bill_to.zip_code"), ("cardNumber", "billTo.zipCode")):
+        assert PayloadMask([name, path]).value(payload) == {
+            **dict.fromkeys(("cardNumber", "card_number", "CARD_NUMBER"), MASK),
+            "cardnumbers": 4,
+            "Bill_To": {"zip_Code": MASK, "z": 6},
+        }
+    assert PayloadMask(["_"]).value({"_": 1, "": 2}) == {"_": MASK, "": 2}
 
 
 def test_a_name_with_signs_in_it_is_a_name() -> None:
