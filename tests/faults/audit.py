@@ -12,9 +12,9 @@ from typing import Any
 
 from tests.faults.load import Load
 from tests.faults.test_kill import by_saga
-from tests.store.test_postgres import ask
 from tests.support.kafka import Received, first_of_each
 from tests.support.participants import Call
+from tests.support.postgres import ask
 
 STEPS = """\
 name: {name}

@@ -34,11 +34,10 @@ from tests.faults.audit import (
     stored_events,
 )
 from tests.faults.load import load, until
-from tests.store.test_postgres import ask
 from tests.support.kafka import MockBroker, reader
 from tests.support.line import Line, line_to
 from tests.support.participants import Script, participant
-from tests.support.postgres import PostgresServer, running_server
+from tests.support.postgres import PostgresServer, ask, running_server
 from tests.support.server_process import ServerProcess, server_process
 
 LEASE_SECS = 1.5

@@ -17,16 +17,16 @@ from tests.faults.audit import (
     stored_events,
 )
 from tests.faults.load import load, until
-from tests.store.test_postgres import ask
 from tests.support.kafka import MockBroker, reader
 from tests.support.participants import Script, participant
+from tests.support.postgres import ask
 from tests.support.server_process import ServerProcess, server_process
 
 PADDING = "x" * 100_000
 WARM = 100
 WAITING = 300
-"""Events. With the payload in each they are 30 MB, of which the server may grow by two thirds; it grows by one MB, and by
-a dozen where the machine is so busy that everything in flight piles up."""
+"""Events. With the payload in each they are 30 MB, of which the server may grow by two thirds; it grows by one MB, and
+by a dozen where the machine is so busy that everything in flight piles up."""
 
 SCRIPT: Script = {"Insure": [REFUSES], "*": [{"once": True}]}
 

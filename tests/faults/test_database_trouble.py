@@ -19,9 +19,8 @@ from k1s0.system.saga.v1.saga_pb2 import StartSagaRequest
 
 from tests.faults.load import Load, load, until
 from tests.faults.test_kill import GOOD, by_saga, check_ledger
-from tests.store.test_postgres import ask
 from tests.support.participants import Participant, participant
-from tests.support.postgres import PostgresServer, in_plain_loop
+from tests.support.postgres import PostgresServer, ask, in_plain_loop
 from tests.support.server_process import ServerProcess, server_process
 
 FILL_DISK = """

@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.faults.load import until
 from tests.faults.test_kill import GOOD, check_ledger
-from tests.store.test_postgres import ask
 from tests.support.participants import Participant, Script, participant
+from tests.support.postgres import ask
 from tests.support.server_process import ServerProcess, server_process
 
 SAGAS = 5

@@ -28,11 +28,10 @@ from tests.faults.audit import (
     stored_events,
 )
 from tests.faults.load import Load, load, until
-from tests.store.test_postgres import ask
 from tests.support.kafka import MockBroker, Reader, reader
 from tests.support.line import Line, line_to
 from tests.support.participants import Call, Participant, Script, participant
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, ask
 from tests.support.server_process import ServerProcess, server_process
 
 LEASE_SECS = 1.5

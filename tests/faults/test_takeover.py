@@ -14,9 +14,8 @@ from pathlib import Path
 
 from tests.faults.load import until
 from tests.faults.test_kill import GOOD, by_saga, check_ledger
-from tests.store.test_postgres import ask
 from tests.support.participants import Participant, participant
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, ask
 from tests.support.relay import relay
 from tests.support.server_process import ServerProcess, server_process
 

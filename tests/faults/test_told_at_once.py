@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.load import until
-from tests.store.test_postgres import ask
 from tests.support.participants import Participant, Script, participant
+from tests.support.postgres import ask
 from tests.support.server_process import ServerProcess, server_process
 
 ONE = "name: one\nsteps:\n  - {name: reserve, service: shop, method: Inventory.Reserve}\n"

@@ -16,9 +16,8 @@ from grpclib.client import Channel
 from grpclib.health.v1.health_grpc import HealthStub
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from tests.store.test_postgres import ask
 from tests.support.line import line_to
-from tests.support.postgres import PostgresServer, in_plain_loop
+from tests.support.postgres import PostgresServer, ask, in_plain_loop
 from tests.support.scrape import scrape
 from tests.support.server_process import ServerProcess, free_port, server_process
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.store.test_postgres import ask
 from tests.support.participants import participant
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, ask
 from tests.support.server_process import ROOT, server_process
 
 ROLE = "saga_server"

@@ -15,8 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.test_app import WORKFLOW
-from tests.store.test_postgres import ask
 from tests.support.participants import participant
+from tests.support.postgres import ask
 from tests.support.server_process import ServerProcess, free_port, server_process
 
 SECS = 30.0

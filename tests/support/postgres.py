@@ -55,6 +55,19 @@ def in_plain_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return results[0]
 
 
+def ask(dsn: str, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    """What a query gives, over a connection of its own."""
+
+    async def body() -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return [tuple(row) for row in await connection.fetch(sql, *arguments)]
+        finally:
+            await connection.close()
+
+    return in_plain_loop(body)
+
+
 class PostgresServer:
     """A server. `dsn(database)` is how to reach it. It runs unless it was stopped."""
 
