@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from saga.errors import Overloaded
+
 log = logging.getLogger("saga.server.jwks")
 
 # Both log URLs, and the one of the key set may hold a password.
@@ -33,6 +35,9 @@ FETCH_SECS = 5.0
 """How long one fetch may take in all. A guess: the first request after a rotation waits for it."""
 REFETCH_SECS = 5.0
 """The least time between two fetches that unknown key ids ask for; a token signed by a new key waits no longer."""
+MAX_WAITING = 100
+"""Requests that wait for one fetch at a time. A guess: anyone can send tokens with invented key ids, and while the
+issuer is slow each of them takes a place that others need."""
 RETRY_SECS = (1.0, 30.0)
 """Pause after a failed fetch: first and longest, doubling."""
 
@@ -75,6 +80,7 @@ class KeySet:
         self._tls: ssl.SSLContext | None = None
         self._asked = trio.Event()
         self._flight: trio.Event | None = None
+        self._waiting = 0
         self._fetched_at = float("-inf")
         self._pause_secs = RETRY_SECS[0]
         self.keys: tuple[VerifyingKey, ...] = ()
@@ -94,13 +100,20 @@ class KeySet:
         return any(kid is None or key.kid == kid for key in self.keys)
 
     async def refetched(self) -> None:
-        """Returns when the document has been fetched anew; at once if that was done less than `REFETCH_SECS` ago."""
+        """Returns when the document has been fetched anew; at once if that was done less than `REFETCH_SECS` ago.
+        `Overloaded`: many wait for it already."""
         if self._flight is None:
             if trio.current_time() < self._fetched_at + REFETCH_SECS:
                 return
             self._flight = trio.Event()
             self._asked.set()
-        await self._flight.wait()
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded("the keys of the token's issuer are being fetched for many; try again")
+        self._waiting += 1
+        try:
+            await self._flight.wait()
+        finally:
+            self._waiting -= 1
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fetches for ever: when the keys are too old, when a failure is to be made good, when somebody asks."""
@@ -189,6 +202,8 @@ def read_keys(document: bytes) -> tuple[VerifyingKey, ...]:
         entries = msgspec.json.decode(document, type=_Document).keys
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise KeysUnavailable("the document is no key set") from error
+    if len(entries) > MAX_KEYS:
+        log.warning("jwks_keys_left_out count=%d most=%d", len(entries) - MAX_KEYS, MAX_KEYS)
     keys: list[VerifyingKey] = []
     for number, entry in enumerate(entries[:MAX_KEYS]):
         try:

@@ -120,9 +120,10 @@ def test_what_is_no_key_set_is_refused(document: bytes) -> None:
         read_keys(document)
 
 
-def test_no_more_keys_are_read_than_any_issuer_has() -> None:
+def test_no_more_keys_are_read_than_any_issuer_has(caplog: pytest.LogCaptureFixture) -> None:
     document = key_set(*(public_jwk("p256", kid=str(number)) for number in range(jwks.MAX_KEYS + 1)))
     assert len(read_keys(document)) == jwks.MAX_KEYS
+    assert "jwks_keys_left_out count=1" in caplog.text
 
 
 async def test_the_known_keys_stay_while_the_issuer_is_wrong_in_any_way(

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from saga.access import Role
-from saga.errors import TokenExpired, TokenInvalid, Unavailable
+from saga.errors import Overloaded, TokenExpired, TokenInvalid, Unavailable
 from server import jwks, tokens
 from server.jwks import KeySet
 from server.tokens import KEPT_SECS, LEEWAY_SECS, MAX_TOKEN_CHARS, TokenVerifier
@@ -190,6 +191,34 @@ async def test_while_the_issuer_is_away_known_keys_work_and_others_cannot_be_tol
                     await access.authenticate(f"Bearer {bad}")
             idp.status, idp.document = 200, key_set(public_jwk("rsa2"))
             await access.authenticate(f"Bearer {token('rsa2')}")
+
+
+async def test_a_crowd_with_invented_keys_neither_piles_up_nor_keeps_the_known_ones_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jwks, "REFETCH_SECS", 0.0)
+    monkeypatch.setattr(jwks, "MAX_WAITING", 3)
+    stranger = f"Bearer {token('rsa2', header={'kid': 'invented'})}"
+    with issuer() as slow:
+        async with verifier(slow) as access:
+            served, slow.is_held = slow.served, True
+            async with trio.open_nursery() as crowd:
+
+                async def refused() -> None:
+                    with pytest.raises(TokenInvalid):
+                        await access.authenticate(stranger)
+
+                for _ in range(3):
+                    crowd.start_soon(refused)
+                await trio.testing.wait_all_tasks_blocked()
+                for _ in range(10):
+                    with pytest.raises(Overloaded):
+                        await access.authenticate(stranger)
+                assert (await access.authenticate(f"Bearer {token_of('sys_admin')}")).subject == "alice"
+                slow.is_held = False
+                slow.let_go.set()
+            await refused()
+            assert slow.served == served + 2
 
 
 async def test_before_the_first_key_has_come_nobody_is_let_in_or_called_a_liar() -> None:
