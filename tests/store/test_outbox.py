@@ -124,7 +124,9 @@ async def test_what_is_refused_is_laid_aside_with_the_reason_and_kept_when_its_s
 
 async def test_the_statement_of_the_documents_sends_what_was_laid_aside_once_more(postgres_dsn: str) -> None:
     text = (Path(__file__).parents[2] / "docs/semantics.md").read_text("utf-8")
-    (statement,) = re.findall(r"```sql\n(.*outbox_dead.*?)```", text, re.DOTALL)
+    (statement,) = [
+        block for block in re.findall(r"```sql\n(.*?)```", text, re.DOTALL) if "FROM saga.outbox_dead" in block
+    ]
     database = Database("postgres", postgres_dsn)
     async with open_loop(), open_postgres(postgres_dsn, events=True) as store:
         await announced(store, EventType.SAGA_RUNNING, EventType.SAGA_COMPENSATION_FAILED)
