@@ -36,6 +36,10 @@ KEEPALIVE_SECS = 330.0
 without data ("too_many_pings"), so this cannot be shorter; what must be noticed sooner is noticed by TCP keepalive
 (a host that is gone) and by the ping after a silent deadline (a process that is frozen, `Link.suspect`)."""
 
+UNSENT_BYTES = 4 * 1024 * 1024
+"""What may wait for a peer to read it: requests wait elsewhere, so it is answers to its pings and settings, which
+grpclib keeps without bounds."""
+
 HTTP2_CONFIG = H2Configuration(
     client_side=True,
     # Participants may put any byte into a header; latin-1 takes them all where ascii would raise and, in grpclib, take
@@ -227,6 +231,8 @@ class Link(H2Protocol):
             super().data_received(data)
             if not self.closed:
                 self._refuse_overlong_frame()
+                if self._transport.get_write_buffer_size() > UNSENT_BYTES:
+                    raise ConnectionError("it asks and does not read the answers")
         except Exception as error:  # noqa: BLE001  (whatever a peer can provoke in the parser ends this connection only)
             if not self.closed:
                 log.warning("rpc.connection_broken error=%r", error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import trio
 from h2.errors import ErrorCodes
@@ -15,13 +17,13 @@ from tests.support.http2_peer import GRPC_HEADERS, Http2Peer, http2_peer, messag
 OK = [("grpc-status", "0")]
 
 
-async def answer_of(answer: object) -> Answer:
+async def answer_of(answer: object, timeout_secs: float = 10.0) -> Answer:
     """What one call of a peer that answers so comes to."""
     async with http2_peer(answer) as port:  # type: ignore[arg-type]  # closures of the tests
         settings = ServiceSettings(host="127.0.0.1", port=port, codec="json")
         async with calling({"shop": settings}, max_payload_bytes=1000) as caller:
-            with trio.fail_after(5):
-                return await caller.call(step())
+            with trio.fail_after(timeout_secs + 5):
+                return await caller.call(step(timeout_secs=timeout_secs))
 
 
 def replying(headers: list[tuple[str, str]], body: bytes | None, trailers: list[tuple[str, str]] | None) -> object:
@@ -75,6 +77,61 @@ async def test_malformed_answers_are_told(
     answer = await answer_of(replying(headers, body, trailers))
     assert (answer.outcome, answer.code) == (outcome, code)
     assert answer.message
+
+
+MANY = [(f"x-{number}", "y" * 50) for number in range(2000)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "trailers"),
+    [
+        pytest.param([*GRPC_HEADERS, *MANY], message(b"{}"), OK, id="two-thousand-headers"),
+        pytest.param(GRPC_HEADERS, message(b"{}"), [*OK, *MANY], id="two-thousand-trailers"),
+        pytest.param(GRPC_HEADERS, None, [("grpc-status", "9"), ("grpc-message", "x" * 100_000)], id="long-message"),
+        pytest.param(GRPC_HEADERS, message(b'{"a":' * 101 + b"1" + b"}" * 101), OK, id="too-deep"),
+    ],
+)
+async def test_an_answer_over_a_limit_is_told_and_kept_nowhere(
+    headers: list[tuple[str, str]], body: bytes | None, trailers: list[tuple[str, str]]
+) -> None:
+    answer = await answer_of(replying(headers, body, trailers))
+    assert (answer.outcome, answer.response) == (Outcome.UNKNOWN, None)
+    assert 0 < len(answer.message or "") < 500
+
+
+async def test_a_participant_that_asks_without_end_and_reads_nothing_loses_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hold_little(sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    # What the system holds for a peer that does not read would take long to fill.
+    monkeypatch.setattr("rpc.http2._watch_with_tcp", hold_little)
+    monkeypatch.setattr("rpc.http2.UNSENT_BYTES", 50_000)
+
+    async def answer(peer: Http2Peer, stream_id: int) -> None:
+        peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        while True:
+            await peer.send(b"\x00\x00\x08\x06\x00\x00\x00\x00\x00ping-me!" * 1000)
+
+    told = await answer_of(answer, timeout_secs=60)
+    assert (told.outcome, told.code) == (Outcome.UNKNOWN, "UNAVAILABLE")
+    assert "does not read" in told.message
+
+
+@pytest.mark.parametrize("begun", ["headers", "message"])
+async def test_an_answer_that_does_not_end_is_waited_for_as_long_as_the_step_may_take(begun: str) -> None:
+    async def answer(peer: Http2Peer, stream_id: int) -> None:
+        if begun == "headers":
+            await peer.send(b"\x00\x10\x00\x01\x04" + stream_id.to_bytes(4, "big") + b"\x88")
+        else:
+            peer.h2.send_headers(stream_id, GRPC_HEADERS)
+            peer.h2.send_data(stream_id, message(b"x" * 900)[:100])
+            await peer.send()
+        await trio.sleep_forever()
+
+    told = await answer_of(answer, timeout_secs=0.5)
+    assert (told.outcome, told.code) == (Outcome.UNKNOWN, "DEADLINE_EXCEEDED")
 
 
 async def test_an_answer_without_bytes_is_an_empty_object() -> None:

@@ -31,7 +31,7 @@ class Http2Peer:
     """One connection. `resets` are the streams the client has given up, with their error codes."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
+        self.stream = stream
         self._sending = trio.Lock()
         self.resets: list[tuple[int, int]] = []
         self.h2 = H2Connection(
@@ -46,10 +46,10 @@ class Http2Peer:
     async def send(self, data: bytes = b"") -> None:
         """Sends what is waiting in `h2`, then `data`."""
         async with self._sending:
-            await self._stream.send_all(self.h2.data_to_send() + data)
+            await self.stream.send_all(self.h2.data_to_send() + data)
 
     async def close(self) -> None:
-        await self._stream.aclose()
+        await self.stream.aclose()
 
 
 Answer = Callable[[Http2Peer, int], Awaitable[None]]
