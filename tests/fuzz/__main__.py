@@ -11,6 +11,7 @@ Ends with an error on the first thing that must not be; requests of REST are tol
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ def main() -> None:
     options.add_argument("--cases", type=int, default=0, help="REST requests of each store; gRPC calls and connections")
     options.add_argument("--definitions", type=int, help="damaged definitions; default: ten times the cases")
     options.add_argument("--hostile", type=int, default=0, help="requests of each hostile kind")
+    options.add_argument("--kinds", default="", help="only hostile kinds in whose names this expression is found")
     options.add_argument("--tls", action="store_true", help="the hostile requests over TLS")
     options.add_argument("--seed", type=int, help="default: another one each time")
     chosen = options.parse_args()
@@ -43,7 +45,7 @@ def main() -> None:
                 _contract("PostgreSQL", chosen.cases, seed + chosen.cases, {"DATABASE_URL": dsn})
         _wire(chosen.cases, seed)
     if chosen.hostile:
-        _hostile(chosen.hostile, chosen.tls)
+        _hostile(chosen.hostile, chosen.tls, chosen.kinds)
     if count := 10 * chosen.cases if chosen.definitions is None else chosen.definitions:
         started = time.monotonic()
         seen = definitions.run(count, seed)
@@ -70,12 +72,14 @@ def _wire(cases: int, seed: int) -> None:
     assert grown < GROWTH_BYTES, grown
 
 
-def _hostile(count: int, tls: bool) -> None:
+def _hostile(count: int, tls: bool, wanted: str) -> None:
     print(f"hostile requests{' over TLS' if tls else ''}, {count} of each kind", flush=True)
     with tempfile.TemporaryDirectory() as folder, target(Path(folder), tls=tls) as server:
         doors, trusting = (server.port, server.grpc_port), server.trusting if tls else None
         begun_with = server.rss()
         for name, port, kind in hostile.kinds(*doors):
+            if not re.search(wanted, name):
+                continue
             started = time.monotonic()
             seen = trio.run(hostile.run, port, kind, count, server.rss, doors, trusting)
             server.check()
