@@ -8,10 +8,10 @@ from k1s0.system.saga.v1 import saga_pb2
 
 import rpc.server_errors
 import web.errors
-from rpc import guarded_h2
+from rpc import guarded_h2, http2, inbound, outcomes
 from rpc.inbound import MESSAGE_SECS
 from rpc.outbound import ANSWER_SECS
-from saga import admission, half_open
+from saga import admission, half_open, manners
 from saga.access import GRANTS, Permission, Role
 from saga.door_limits import MAX_HEADERS, SMALL_BODY_BYTES, DoorLimits
 from saga.drain import Drain
@@ -75,13 +75,21 @@ def test_the_document_of_limits_has_the_numbers_of_the_code() -> None:
         f"| `max_starts` | {limits.max_starts} |",
         f"into the database | {admission.STALLED_SECS:g} s; older",
         f"| {DoorLimits().max_body_bytes >> 20} MiB a port",
+        f"one alone may be longer | {DoorLimits().max_answer_bytes >> 20} MiB a port",
+        f"| {manners.IDLE_FRAMES:g} at once; {manners.IDLE_FRAMES_A_SEC:g} a second come back",
+        f"head of a request in HTTP/2 | {manners.MAX_HEAD_BYTES >> 10} KiB |",
+        f"| a message for health or reflection | {inbound.PIECE_BYTES >> 10} KiB |",
+        f"once it has begun | {manners.HEAD_SECS:g} s; in HTTP/1 with the time below | {manners.HEAD_SECS:g} s |",
         f"beyond {SMALL_BODY_BYTES >> 10} KiB of each",
         f"| headers of a request | {MAX_HEADERS} |",
         f"| {MOST_HANDSHAKES} a port |",
-        f"| {head_secs:g} s; {KEEP_ALIVE_SECS:g} s for HTTP/2 without TLS | {first_call_secs:g} s |",
+        f"however slowly it comes | {head_secs:g} s | {first_call_secs:g} s |",
         f"| {BODY_SECS:g} s, then 400 | {MESSAGE_SECS:g} s, then",
         f"| {KEEP_ALIVE_SECS:g} s | {guarded_h2.IDLE_SECS:g} s, then GOAWAY |",
-        f"| {guarded_tcp_server.STALLED_SECS:g} s | {guarded_h2.STALLED_SECS:g} s; {ANSWER_SECS:g} s for a message",
+        f"| {guarded_tcp_server.STALLED_SECS:g} s for each {guarded_tcp_server.PIECE_BYTES >> 10} KiB; over HTTP/2",
+        f"| {guarded_h2.STALLED_SECS:g} s; {ANSWER_SECS:g} s for a message",
+        f"| {http2.UNSENT_BYTES >> 20} MiB beyond the requests",
+        f"| {outcomes.MAX_MESSAGE_CHARS} characters are kept |",
         f"| {silent_secs} s: the system asks after {half_open.IDLE_SECS} s",
     ):
         assert told in text, told

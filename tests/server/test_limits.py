@@ -15,11 +15,13 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpclib.client import Channel
 from grpclib.const import Status
 from grpclib.encoding.proto import ProtoStatusDetailsCodec
 from grpclib.exceptions import GRPCError
+from k1s0.system.common.v1.types_pb2 import Pagination
 from k1s0.system.saga.v1 import saga_pb2 as pb
 from k1s0.system.saga.v1.saga_grpc import SagaServiceStub
 
@@ -377,6 +379,14 @@ def test_as_many_starts_as_configured_wait_for_a_store_that_is_held_up_and_the_n
             assert time.monotonic() < give_up_at
 
 
+def nested(levels: int) -> dict[str, Any]:
+    """An object with so many others in it, one in the other."""
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "field", "reason"),
     [
@@ -386,6 +396,8 @@ def test_as_many_starts_as_configured_wait_for_a_store_that_is_held_up_and_the_n
         ("/api/v1/sagas", {"workflow_name": "order", "correlation_id": "c" * 256}, 400, "correlation_id", "length"),
         ("/api/v1/sagas", {"workflow_name": "order", "initiated_by": "i" * 256}, 400, "initiated_by", "length"),
         ("/api/v1/sagas", {"workflow_name": "order", "payload": {"a": "x" * (1 << 20)}}, 413, "payload", "too_large"),
+        ("/api/v1/sagas", {"workflow_name": "order", "payload": nested(100)}, 400, "payload", "too_deep"),
+        ("/api/v1/sagas?correlation_id=" + "c" * 256, None, 400, "correlation_id", None),
         ("/api/v1/workflows", {"workflow_yaml": "x" * (256 * 1024 + 1)}, 400, "", "too_large"),
         ("/api/v1/workflows", {"workflow_yaml": "a: " + "[" * 65}, 400, None, "too_deep"),
         ("/api/v1/workflows", {"workflow_yaml": "name: n\nsteps:" + "\n- {}" * 1001}, 400, "steps", "range"),
@@ -401,3 +413,66 @@ async def test_what_is_over_a_limit_is_refused_by_the_name_of_its_field(
     assert answer.status_code == status
     found = {(detail["field"], detail["reason"]) for detail in answer.json()["error"]["details"]}
     assert any(field in (None, where) and reason in (None, why) for where, why in found), found
+
+
+def yaml_of(text: str) -> pb.RegisterWorkflowRequest:
+    return pb.RegisterWorkflowRequest(workflow_yaml=text)
+
+
+@pytest.mark.parametrize(
+    ("request_", "metadata", "field", "reason"),
+    [
+        (pb.ListSagasRequest(pagination=Pagination(page_size=201)), None, "page_size", None),
+        (pb.ListSagasRequest(correlation_id="c" * 256), None, "correlation_id", "length"),
+        (pb.ListAuditRequest(page_size=201), None, "page_size", None),
+        (pb.StartSagaRequest(workflow_name="n" * 256), None, "workflow_name", "length"),
+        (pb.StartSagaRequest(workflow_name="order", correlation_id="c" * 256), None, "correlation_id", "length"),
+        (pb.StartSagaRequest(workflow_name="order", initiated_by="i" * 256), None, "initiated_by", "length"),
+        (pb.StartSagaRequest(workflow_name="order"), "k" * 256, "Idempotency-Key", "length"),
+        (
+            pb.StartSagaRequest(workflow_name="order", payload=json.dumps(nested(100)).encode()),
+            None,
+            "payload",
+            "too_deep",
+        ),
+        (
+            pb.StartSagaRequest(workflow_name="order", payload=b'{"a": "' + b"x" * (1 << 20) + b'"}'),
+            None,
+            "payload",
+            "too_large",
+        ),
+        (yaml_of("x" * (256 * 1024 + 1)), None, "", "too_large"),
+        (yaml_of("a: " + "[" * 65), None, None, "too_deep"),
+        (yaml_of("name: n\nsteps:" + "\n- {}" * 1001), None, "steps", "range"),
+        (yaml_of(f"name: {'n' * 256}\nsteps: [{{}}]"), None, "name", None),
+        (yaml_of(f"steps: [{{name: {'n' * 256}}}]"), None, "steps[0].name", None),
+    ],
+)
+async def test_what_is_over_a_limit_is_refused_by_the_name_of_its_field_over_grpc(
+    tmp_path: Path, request_: Message, metadata: str | None, field: str | None, reason: str | None
+) -> None:
+    method = type(request_).DESCRIPTOR.name.removesuffix("Request")
+
+    async def ask() -> None:
+        async with Channel("127.0.0.1", doors.grpc_port, status_details_codec=ProtoStatusDetailsCodec()) as channel:
+            call = getattr(SagaServiceStub(channel), method)
+            await call(request_, timeout=20, metadata=None if metadata is None else {"idempotency-key": metadata})
+
+    async with open_doors(tmp_path) as doors:
+        with pytest.raises(GRPCError) as caught:
+            await run_aio(ask())
+    too_large = field == "payload" and reason == "too_large"
+    assert caught.value.status is (Status.RESOURCE_EXHAUSTED if too_large else Status.INVALID_ARGUMENT)
+    found = {(broken.field, broken.reason) for broken in details(caught.value)[BadRequest].field_violations}
+    assert any(field in (None, where) and reason in (None, why) for where, why in found), found
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256])
+async def test_an_idempotency_key_out_of_bounds_is_refused_by_its_name(tmp_path: Path, key: str) -> None:
+    async with open_doors(tmp_path) as doors:
+        answer = await rest(
+            doors, "POST", "/api/v1/sagas", json={"workflow_name": "order"}, headers={"Idempotency-Key": key}
+        )
+    assert answer.status_code == 400
+    told = [(detail["field"], detail["reason"]) for detail in answer.json()["error"]["details"]]
+    assert told == [("Idempotency-Key", "length")]
