@@ -38,6 +38,7 @@ from server.config import (
 )
 from server.tls import ServerContexts, TlsFilesInvalid, file_problems
 from tests.support.certificates import Certificate, certificate, client_context
+from tests.support.issuer import issuer, token_of
 from tests.support.server_process import ServerProcess, server_process
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,7 @@ import sys
 import grpc
 from k1s0.system.saga.v1 import saga_pb2 as pb
 port, ca_file, cert_file, key_file = sys.argv[1:]
+token = sys.stdin.read()
 read = lambda name: open(name, "rb").read() if name else None
 credentials = grpc.ssl_channel_credentials(read(ca_file), read(key_file), read(cert_file))
 channel = grpc.secure_channel(f"localhost:{port}", credentials)
@@ -55,18 +57,20 @@ call = channel.unary_unary("/k1s0.system.saga.v1.SagaService/ListWorkflows",
     request_serializer=pb.ListWorkflowsRequest.SerializeToString,
     response_deserializer=pb.ListWorkflowsResponse.FromString)
 try:
-    _, told = call.with_call(pb.ListWorkflowsRequest(), metadata=[("x-request-id", "r-7")], timeout=20)
+    metadata = [("x-request-id", "r-7")] + [("authorization", "Bearer " + token)] * bool(token)
+    _, told = call.with_call(pb.ListWorkflowsRequest(), metadata=metadata, timeout=20)
     print("OK", dict(told.initial_metadata())["x-request-id"])
 except grpc.RpcError as error:
     print(error.code().name)
 """
 
 
-def by_grpcio(port: int, ca_file: str, shown: Certificate | None = None) -> str:
+def by_grpcio(port: int, ca_file: str, shown: Certificate | None = None, bearer: str = "") -> str:
     pair = ("", "") if shown is None else (shown.cert_file, shown.key_file)
     paths = os.pathsep.join((str(ROOT), str(ROOT / "proto")))
     done = subprocess.run(
         [sys.executable, "-c", GRPCIO, str(port), ca_file, *pair],
+        input=bearer,
         capture_output=True,
         text=True,
         check=False,
@@ -110,32 +114,40 @@ def pair(made: Certificate) -> dict[str, Any]:
 
 
 def test_both_doors_speak_tls_with_real_clients_and_new_files_are_shown_to_new_connections(tmp_path: Path) -> None:
-    made = certificate(tmp_path)
-    with server_process(tmp_path, {}) as server:
+    made, bearer = certificate(tmp_path), token_of("sys_auditor")
+    with issuer() as idp, server_process(tmp_path, {"auth": idp.settings()}) as server:
         configure(server, pair(made))
         server.spawn()
         until(lambda: " ready " in server.log or '"ready"' in server.log, server)
         assert f"https://127.0.0.1:{server.port}" in server.log
-        assert by_grpcio(server.grpc_port, made.ca_file) == "OK r-7"
+        until(lambda: "jwks_loaded" in server.log, server)
+        assert by_grpcio(server.grpc_port, made.ca_file, bearer=bearer) == "OK r-7"
+        assert by_grpcio(server.grpc_port, made.ca_file) == "UNAUTHENTICATED"
+        stranger = certificate(tmp_path, by="other", called="stranger")
+        assert by_grpcio(server.grpc_port, stranger.ca_file, bearer=bearer) == "UNAVAILABLE"
         assert peer_of(server.port, made.ca_file, "h2", "http/1.1")[1] == "h2"
         assert peer_of(server.port, made.ca_file, "http/1.1")[1] == "http/1.1"
         assert peer_of(server.port, made.ca_file)[1] is None
         assert peer_of(server.grpc_port, made.ca_file, "h2", "http/1.1")[1] == "h2"
         ports = (server.port, server.grpc_port)
         if curl := which("curl"):
-            url = f"https://localhost:{server.port}/healthz"
+            url = f"https://localhost:{server.port}/api/v1/sagas"
             for version in ("--http1.1", "--http2"):
-                done = subprocess.run(
-                    [curl, "-s", version, "--cacert", made.ca_file, url], capture_output=True, check=True
-                )
-                assert json.loads(done.stdout) == {"status": "ok"}
+                command = [curl, "-s", version, "--cacert", made.ca_file, url]
+                done = subprocess.run(command, capture_output=True, check=True)
+                assert json.loads(done.stdout)["error"]["code"] == "SYS_AUTH_MISSING_TOKEN"
+                shown = [*command, "-H", f"Authorization: Bearer {bearer}"]
+                done = subprocess.run(shown, capture_output=True, check=True)
+                assert json.loads(done.stdout)["sagas"] == []
         if openssl := which("openssl"):
             for port in ports:
                 command = [openssl, "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", made.ca_file]
                 done = subprocess.run([*command, "-alpn", "h2"], capture_output=True, check=False, input=b"")
                 assert b"Verify return code: 0 (ok)" in done.stdout
                 assert b"ALPN protocol: h2" in done.stdout
-                old = subprocess.run([*command, "-tls1_1"], capture_output=True, check=False, input=b"")
+                # Without the level this client would not even offer it.
+                offer = [*command, "-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]
+                old = subprocess.run(offer, capture_output=True, check=False, input=b"")
                 assert old.returncode != 0
                 assert b"Cipher is (NONE)" in old.stdout
 
@@ -146,7 +158,7 @@ def test_both_doors_speak_tls_with_real_clients_and_new_files_are_shown_to_new_c
         assert {peer_of(port, made.ca_file)[2] for port in ports} == before
         certificate(tmp_path)
         until(lambda: all(peer_of(port, made.ca_file)[2] not in before for port in ports), server)
-        assert by_grpcio(server.grpc_port, made.ca_file) == "OK r-7"
+        assert by_grpcio(server.grpc_port, made.ca_file, bearer=bearer) == "OK r-7"
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert "Traceback" not in server.log
@@ -181,16 +193,17 @@ def shaken(context: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
 
 
 @pytest.mark.parametrize("mode", list(ClientAuth))
-@pytest.mark.parametrize("shows", ["ours", "none", "a stranger's"])
+@pytest.mark.parametrize("shows", ["ours", "none", "a stranger's", "an expired one"])
 def test_a_client_certificate_is_asked_for_as_configured(tmp_path: Path, mode: ClientAuth, shows: str) -> None:
     made = certificate(tmp_path)
     settings = ServerTls(
         cert_file=made.cert_file, key_file=made.key_file, client_ca_file=made.ca_file, client_auth=mode
     )
-    shown = {"ours": "trusted", "a stranger's": "other"}.get(shows)
-    client = client_context(
-        made.ca_file, shown=None if shown is None else certificate(tmp_path, "client", by=shown, called="client")
-    )
+    shown = None
+    if shows != "none":
+        by = "other" if shows == "a stranger's" else "trusted"
+        shown = certificate(tmp_path, "client", by=by, expired=shows == "an expired one", called="client")
+    client = client_context(made.ca_file, shown=shown)
     contexts = ServerContexts(settings)
     for context in (contexts.rest(), contexts.grpc()):
         if shows == "ours" or (shows == "none" and mode is ClientAuth.OPTIONAL):
@@ -198,6 +211,27 @@ def test_a_client_certificate_is_asked_for_as_configured(tmp_path: Path, mode: C
         else:
             with pytest.raises(ssl.SSLError):
                 shaken(context, client)
+
+
+def test_clients_of_an_authority_that_is_no_longer_listed_are_refused_from_the_next_connection_on(
+    tmp_path: Path,
+) -> None:
+    made, client = certificate(tmp_path), certificate(tmp_path, "client", called="client")
+    listed = tmp_path / "clients-ca.pem"
+    listed.write_bytes(Path(client.ca_file).read_bytes())
+    contexts = ServerContexts(ServerTls(cert_file=made.cert_file, key_file=made.key_file, client_ca_file=str(listed)))
+    showing = client_context(made.ca_file, shown=client)
+    assert shaken(contexts.grpc(), showing).getpeercert() is not None
+    listed.write_bytes(Path(certificate(tmp_path, by="other", called="other").ca_file).read_bytes())
+    assert contexts.reload_if_changed()
+    for context in (contexts.rest(), contexts.grpc()):
+        with pytest.raises(ssl.SSLError):
+            shaken(context, showing)
+    # Half a file is no reason to let anybody in, or to keep the doors shut.
+    listed.write_bytes(listed.read_bytes()[:200])
+    assert not contexts.reload_if_changed()
+    with pytest.raises(ssl.SSLError):
+        shaken(contexts.rest(), showing)
 
 
 def test_files_are_read_anew_when_they_change_and_bad_ones_change_nothing(
