@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import h11
@@ -45,6 +45,9 @@ LAST_BYTES = 64 * 1024
 
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines ask all day; their lines would bury the others."""
+
+HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+"""What a host, with its port, is made of (RFC 9110, 7.2); empty where the target needs none."""
 
 GONE = 499
 """The status noted when the client went away before it was answered; nginx's number for it."""
@@ -190,6 +193,7 @@ class Door:
         # HTTP/2 has no such header, and forbids it; there the stream alone ends.
         closing = {"Connection": "close"} if scope["http_version"] != "2" else {}
         try:
+            _check_head(headers)
             scope["path"] = _path(scope["path"])
             check_header_count(len(scope["headers"]))
             try:
@@ -247,6 +251,19 @@ class Door:
             return NOBODY
         authorization = single_authorization(headers.get("authorization", ()))
         return self._authenticator.recognized(authorization) or await self._authenticator.authenticate(authorization)
+
+
+def _check_head(headers: dict[str, list[str]]) -> None:
+    """`Unread`: the request may be another one to somebody in front of us. Where it ends is told in two ways, or its
+    host is none."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        _refuse_head("Content-Length", "expected a length or chunks, got both")
+    if not HOST.fullmatch(headers.get("host", [""])[0]):
+        _refuse_head("Host", "expected a host, and a port if any")
+
+
+def _refuse_head(header: str, message: str) -> NoReturn:
+    raise Unread(Invalid(f"{header}: {message}", (Detail(field=header, reason="malformed", message=message),)))
 
 
 def _path(target: str) -> str:

@@ -478,6 +478,32 @@ async def test_a_url_as_the_target_is_answered_by_its_path(site: Site, target: b
     assert answer.startswith(b"HTTP/1.1 " + status)
 
 
+@pytest.mark.parametrize(
+    ("head", "field"),
+    [
+        (b"Host: a\r\nContent-Length: 30\r\nTransfer-Encoding: chunked", "Content-Length"),
+        (b"Host: a b/c\r\nContent-Length: 5", "Host"),
+        (b"Host: a@b\r\nContent-Length: 5", "Host"),
+    ],
+)
+async def test_a_request_that_is_another_to_somebody_in_front_is_400_and_what_follows_it_is_not_looked_at(
+    site: Site, head: bytes, field: str
+) -> None:
+    hidden = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    answer = await exchange(site.port, b"POST /api/v1/sagas HTTP/1.1\r\n" + head + b"\r\n\r\n0\r\n\r\n" + hidden)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"connection: close" in answer.lower()
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert [detail["field"] for detail in error["details"]] == [field]
+
+
+@pytest.mark.parametrize("host", ["a", "a.example:8080", "[::1]:8080", "127.0.0.1", "", "x_y-z"])
+async def test_hosts_that_there_are_are_taken(site: Site, host: str) -> None:
+    answer = await exchange(site.port, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
 async def test_a_websocket_is_turned_away(site: Site) -> None:
     answer = await exchange(site.port, WS + b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 403")
