@@ -132,10 +132,18 @@ def retry_entries(
         )
 
     def corrected(index: int, correction: UndoCorrection) -> NewAuditEntry:
-        action = AuditAction.MARK_DONE if correction.request is None else AuditAction.CORRECT_COMPENSATION
-        # Masked here already: what the audit log has once, it keeps.
-        reason = None if correction.reason is None else payload_mask.text(correction.reason)
-        return entry(action, step_name=definition.steps[index].name, reason=reason)
+        if correction.request is None:
+            action, undo = AuditAction.MARK_DONE, "MARKED_DONE"
+        else:
+            action, undo = AuditAction.CORRECT_COMPENSATION, "CORRECTED"
+        return entry(
+            action,
+            step_name=definition.steps[index].name,
+            # Masked here already: what the audit log has once, it keeps.
+            reason=None if correction.reason is None else payload_mask.text(correction.reason),
+            before={"undo": "FAILED"},
+            after={"undo": undo},
+        )
 
     failed = [definition.steps[index].name for index in before.undo_failed]
     retried = entry(

@@ -114,6 +114,10 @@ async def test_a_retry_is_entered_with_each_correction_and_its_reason(autojump_c
         retried = found[0]
         assert retried.before == {"status": "FAILED", "revision": saga.revision, "undo_failed": ["b", "a"]}
         assert retried.after == {"status": "COMPENSATING", "revision": saga.revision + 1}
+        assert [(one.before, one.after) for one in found[1:]] == [
+            ({"undo": "FAILED"}, {"undo": "CORRECTED"}),
+            ({"undo": "FAILED"}, {"undo": "MARKED_DONE"}),
+        ]
         assert "secret" not in str(found)
 
 
