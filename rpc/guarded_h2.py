@@ -13,6 +13,7 @@ import asyncio
 import logging
 from typing import Any
 
+import trio
 from grpclib.config import Configuration
 from grpclib.protocol import EventsProcessor, H2Protocol
 from h2.config import H2Configuration
@@ -24,7 +25,7 @@ from bridge import running_loop
 from rpc.handshakes import peer_of
 from saga.door_limits import Places
 from saga.half_open import watch_for_silence
-from saga.manners import HEAD_SECS, PIECE_BYTES, BadManners, Manners
+from saga.manners import HEAD_SECS, PIECE_BYTES, TURN_SECS, BadManners, Manners
 
 log = logging.getLogger("saga.rpc.server")
 
@@ -85,14 +86,18 @@ class GuardedH2Protocol(H2Protocol):
             self._take_piece()
 
     def _take_piece(self) -> None:
-        """One piece of what has come; the next when others have had their turn, and more is not read until then."""
+        """A turn's worth of what has come; the rest when others have had theirs, and more is not read until then."""
         self._is_taking = False
         if self.connection.is_closing():
             self._to_take.clear()
             return
-        piece = bytes(self._to_take[:PIECE_BYTES])
-        del self._to_take[:PIECE_BYTES]
-        self._take(piece)
+        turn_ends_at = trio.current_time() + TURN_SECS
+        while True:
+            piece = bytes(self._to_take[:PIECE_BYTES])
+            del self._to_take[:PIECE_BYTES]
+            self._take(piece)
+            if not self._to_take or self.connection.is_closing() or trio.current_time() >= turn_ends_at:
+                break
         transport = self._transport
         if transport is None or transport.is_closing():
             return

@@ -11,9 +11,13 @@ from typing import Any, Protocol
 
 import trio
 
-PIECE_BYTES = 16 * 1024
-"""How much of what a client sends is taken at a time, before others have their turn: some thousand of the smallest
-frames, and a few hundredths of a second."""
+PIECE_BYTES = 2 * 1024
+"""How much of what a client sends is taken at a time: some hundred of the smallest frames, or requests, which is up to
+a few hundredths of a second."""
+
+TURN_SECS = 0.002
+"""How long one connection may take piece after piece before others have their turn. Long data is a matter of
+microseconds; fifty connections that flood us take a tenth of a second for a turn of each."""
 
 HEAD_SECS = 15.0
 """How long the head of a request may take once it has begun. As for the first one of a connection."""
@@ -21,9 +25,9 @@ HEAD_SECS = 15.0
 MAX_HEAD_BYTES = 64 * 1024
 """Of a head that is not complete; of a complete one the parser takes no more."""
 
-IDLE_FRAMES = 1000.0
-"""How many frames that ask for nothing a connection may send in one go. A guess: ten times the requests it may have
-under way, all of them cancelled."""
+IDLE_FRAMES = 200.0
+"""How many frames that ask for nothing a connection may send in one go. A guess: twice the requests it may have under
+way, all of them cancelled."""
 
 IDLE_FRAMES_A_SEC = 100.0
 """How many of them come back each second. A guess: a client that gives up ten long polls a second is far below."""

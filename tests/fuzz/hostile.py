@@ -32,7 +32,7 @@ from tests.web.raw import H2_PREFACE, H2Client, h2_request
 AT_A_TIME = 50
 """Connections of one kind; each waits for the answer, or for the end of it."""
 
-FLOOD = 1500
+FLOOD = 1000
 """Frames of a flood; more than the server bears."""
 FLOOD_COUNTS = 20
 """What one counts as."""
