@@ -21,7 +21,7 @@ from saga.access import NOBODY, Principal, single_authorization
 from saga.authentication import Authenticator
 from saga.door_limits import BodyRoom, DoorLimits, Room, check_header_count
 from saga.drain import Drain
-from saga.errors import Detail, Invalid, Overloaded, RequestError, Unavailable
+from saga.errors import Detail, Invalid, Overloaded, PermissionDenied, RequestError, Unavailable
 from saga.log_fields import about
 from saga.meter import Meter
 from saga.request_id import request_id
@@ -30,7 +30,7 @@ from saga.tracing import Attribute, Tracer, read_traceparent, single_traceparent
 from saga.workflow_yaml import MAX_YAML_BYTES
 from web.api import BASE, Api, error_reply
 from web.body import ClientGone, Unread, discard_body, read_body
-from web.exchange import Reply, Request, headers_by_name, peer_of
+from web.exchange import Reply, Request, headers_by_name, is_from_another_site, peer_of
 from web.shield_last import Asgi, Receive, Scope, Send
 
 log = logging.getLogger("saga.web")
@@ -42,6 +42,9 @@ WORKFLOW_BODY_BYTES = 2 * MAX_YAML_BYTES
 
 LAST_BYTES = 64 * 1024
 """What may go out with the end of an answer, which `shield_last` gives a short time."""
+
+READS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing; what they answer, a browser does not show to pages of other sites."""
 
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines ask all day; their lines would bury the others."""
@@ -197,7 +200,7 @@ class Door:
             scope["path"] = _path(scope["path"])
             check_header_count(len(scope["headers"]))
             try:
-                principal = scope[PRINCIPAL] = await self._principal(scope["path"], headers)
+                principal = scope[PRINCIPAL] = await self._principal(scope["method"], scope["path"], headers)
             except (RequestError, Unavailable) as error:
                 # A stranger's body takes no memory; it is read so that the answer arrives (see body.py).
                 whole = await discard_body(receive)
@@ -245,12 +248,18 @@ class Door:
         )
         await _send(send, await self._api.answer(operation, request))
 
-    async def _principal(self, path: str, headers: dict[str, list[str]]) -> Principal:
+    async def _principal(self, method: str, path: str, headers: dict[str, list[str]]) -> Principal:
         """Who asks the API. Whoever asks for something else is nobody here; the pages see to their own (pages.py)."""
         if not path.startswith(BASE):
             return NOBODY
         authorization = single_authorization(headers.get("authorization", ()))
-        return self._authenticator.recognized(authorization) or await self._authenticator.authenticate(authorization)
+        principal = self._authenticator.recognized(authorization)
+        if principal is None:
+            principal = await self._authenticator.authenticate(authorization)
+        if principal.is_unrestricted and method not in READS and is_from_another_site(headers):
+            # A token no browser would send by itself. Without, any page that somebody on this machine looks at could.
+            raise PermissionDenied("without access control no page of another site may change anything here")
+        return principal
 
 
 def _check_head(headers: dict[str, list[str]]) -> None:

@@ -67,3 +67,13 @@ def headers_by_name(pairs: list[tuple[bytes, bytes]]) -> dict[str, list[str]]:
     for name, value in pairs:
         by_name.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
     return by_name
+
+
+def is_from_another_site(headers: Mapping[str, list[str]]) -> bool:
+    """Whether a page of another site had a browser send this. Every browser of today tells: over TLS and to loopback
+    what it is to this site, and else the origin of the page, where a proxy may have another name for us."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return any(value not in ("same-origin", "none") for value in site)
+    ours = {*headers.get("host", ()), *headers.get("x-forwarded-host", ())}
+    return origin is not None and any(value.partition("://")[2] not in ours for value in origin)

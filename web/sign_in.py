@@ -21,7 +21,7 @@ from saga.authentication import Authenticator
 from saga.errors import Detail, Invalid, MissingToken, PermissionDenied, RequestError, SagaError, Unavailable
 from web.door import PRINCIPAL
 from web.errors import headers_of, status_of
-from web.exchange import headers_by_name
+from web.exchange import headers_by_name, is_from_another_site
 
 COOKIE = "saga_token"
 MAX_COOKIE_CHARS = 3800
@@ -136,15 +136,8 @@ def _is_https() -> bool:
 
 
 def _refuse_other_sites() -> None:
-    """Nobody is signed in, as somebody else perhaps, by a form on another site. Every browser of today tells: over TLS
-    what it is to this site, and else the origin of the form, where a proxy may have another name for us."""
-    headers = quart.request.headers
-    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
-    if site is not None:
-        ours = site in ("same-origin", "none")
-    else:
-        ours = origin is None or origin.partition("://")[2] in (headers.get("Host"), headers.get("X-Forwarded-Host"))
-    if not ours:
+    """Nobody is signed in, as somebody else perhaps, by a form on another site."""
+    if is_from_another_site(headers_by_name(cast(Any, quart.request.scope)["headers"])):
         raise PermissionDenied("this form can only be sent from this site")
 
 

@@ -203,6 +203,37 @@ async def test_a_stranger_with_a_big_body_is_told_so_and_the_connection_lives(id
         assert (await site.client.get("/healthz")).status_code == 200
 
 
+async def test_without_access_control_no_page_of_another_site_changes_anything(site: Site) -> None:
+    elsewhere = (
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+    )
+    for headers in elsewhere:
+        # As a browser sends what has no type of its own: without asking first whether it may.
+        for path, body in (("/api/v1/sagas", b'{"workflow_name": "order"}'), (f"/api/v1/sagas/{NO_SAGA}/cancel", b"")):
+            answer = await site.client.post(path, content=body, headers=headers)
+            assert (answer.status_code, code(answer)) == (403, DENIED), headers
+        assert (await site.client.get("/api/v1/sagas", headers=headers)).json()["pagination"]["total_count"] == 0
+    ours: tuple[dict[str, str], ...] = (
+        {},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "https://behind-a-proxy.example"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": f"http://127.0.0.1:{site.port}"},
+    )
+    for headers in ours:
+        answer = await site.client.post("/api/v1/sagas", json={"workflow_name": "order"}, headers=headers)
+        assert answer.status_code == 201, headers
+
+
+async def test_with_a_token_it_does_not_matter_which_page_asks(idp: Issuer) -> None:
+    headers = {"Authorization": f"Bearer {token_of('sys_operator')}", "Sec-Fetch-Site": "cross-site"}
+    async with guarded_site(idp) as site:
+        answer = await site.client.post("/api/v1/sagas", json={"workflow_name": "order"}, headers=headers)
+        assert answer.status_code == 201
+
+
 async def test_the_line_of_a_request_says_who_asked_and_from_where(
     idp: Issuer, caplog: pytest.LogCaptureFixture
 ) -> None:
