@@ -25,7 +25,7 @@ from bridge import running_loop
 from rpc.handshakes import peer_of
 from saga.door_limits import Places
 from saga.half_open import watch_for_silence
-from saga.manners import HEAD_SECS, PIECE_BYTES, TURN_SECS, BadManners, Manners
+from saga.manners import HEAD_SECS, TURN_SECS, BadManners, Manners
 
 log = logging.getLogger("saga.rpc.server")
 
@@ -93,8 +93,9 @@ class GuardedH2Protocol(H2Protocol):
             return
         turn_ends_at = trio.current_time() + TURN_SECS
         while True:
-            piece = bytes(self._to_take[:PIECE_BYTES])
-            del self._to_take[:PIECE_BYTES]
+            size = self.manners.piece_bytes
+            piece = bytes(self._to_take[:size])
+            del self._to_take[:size]
             self._take(piece)
             if not self._to_take or self.connection.is_closing() or trio.current_time() >= turn_ends_at:
                 break

@@ -6,18 +6,22 @@ and costs its work all the same. So each connection has a number of those, which
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import trio
 
-PIECE_BYTES = 2 * 1024
-"""How much of what a client sends is taken at a time: some hundred of the smallest frames, or requests, which is up to
-a few hundredths of a second."""
+LEAST_PIECE_BYTES, MOST_PIECE_BYTES = 512, 16 * 1024
+"""How much of what a client sends is taken at a time: as little as some fifty of the smallest frames, which is a matter
+of milliseconds, and twice as much after each piece that held few; so a body comes in long pieces, and a flood in short
+ones."""
+
+FEW_EVENTS = 16
+"""A guess."""
 
 TURN_SECS = 0.002
-"""How long one connection may take piece after piece before others have their turn. Long data is a matter of
-microseconds; fifty connections that flood us take a tenth of a second for a turn of each."""
+"""How long one connection may take piece after piece before others have their turn: fifty connections that flood us
+take some tenth of a second for a turn of each."""
 
 HEAD_SECS = 15.0
 """How long the head of a request may take once it has begun. As for the first one of a connection."""
@@ -61,10 +65,14 @@ class Manners:
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self._left = IDLE_FRAMES
+        self.piece_bytes = LEAST_PIECE_BYTES
+        """How much is to be taken next."""
         self._counted_at = trio.current_time()
 
-    def judge(self, events: Iterable[object]) -> None:
+    def judge(self, events: Sequence[object]) -> None:
         """Counts what one piece held. `BadManners`: too much of it asked for nothing, or a head grows too long."""
+        few = len(events) <= FEW_EVENTS
+        self.piece_bytes = min(2 * self.piece_bytes, MOST_PIECE_BYTES) if few else LEAST_PIECE_BYTES
         now = trio.current_time()
         back = IDLE_FRAMES_A_SEC * (now - self._counted_at)
         spent = 0

@@ -26,7 +26,7 @@ from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 
-from saga.manners import HEAD_SECS, PIECE_BYTES, TURN_SECS, BadManners, Manners
+from saga.manners import HEAD_SECS, TURN_SECS, BadManners, Manners
 from web import guarded_tcp_server
 from web.guarded_tcp_server import Preface, log
 
@@ -48,10 +48,11 @@ class GuardedH2Protocol(H2Protocol):
     async def handle(self, event: Event) -> None:
         if isinstance(event, RawData):
             turn_ends_at = trio.current_time() + TURN_SECS
-            for start in range(0, len(event.data), PIECE_BYTES):
-                if self.closed:
-                    return
-                await super().handle(RawData(event.data[start : start + PIECE_BYTES]))
+            taken = 0
+            while taken < len(event.data) and not self.closed:
+                piece = event.data[taken : taken + self._manners.piece_bytes]
+                taken += len(piece)
+                await super().handle(RawData(piece))
                 self._watch_head()
                 if trio.current_time() >= turn_ends_at:
                     await trio.lowlevel.checkpoint()
