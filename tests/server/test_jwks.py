@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ import trio.testing
 
 from server import jwks
 from server.jwks import KeySet, KeysUnavailable, read_keys
+from tests.support.certificates import certificate, server_context
 from tests.support.issuer import Issuer, issuer, key_set, private_jwk, public_jwk
 from tests.support.server_process import free_port
 
@@ -186,6 +188,30 @@ async def test_what_cannot_even_be_asked_ends_no_server(
     assert await keys.run_once() == jwks.RETRY_SECS[0]
     assert keys.failed
     assert told in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "by", "trusted"),
+    [(("127.0.0.1",), "trusted", True), (("127.0.0.1",), "other", False), (("issuer.example",), "trusted", False)],
+    ids=["the issuer's", "of another authority", "of another host"],
+)
+async def test_keys_are_taken_from_nobody_but_the_host_that_is_configured(
+    names: tuple[str, ...],
+    by: str,
+    trusted: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shown = certificate(tmp_path, *names, by=by)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate(tmp_path, called="ours").ca_file)
+    with issuer(tls=server_context(shown)) as idp:
+        keys = KeySet(idp.url, 600)
+        await keys.run_once()
+        assert keys.failed is not trusted
+        assert bool(keys.keys) is trusted
+        assert ("jwks_unavailable error=ConnectError" in caplog.text) is not trusted
+        assert idp.served == int(trusted)
 
 
 async def test_an_issuer_that_does_not_answer_is_given_up(idp: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:

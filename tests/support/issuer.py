@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -110,8 +111,8 @@ def token_of(*roles: str, **changes: Any) -> str:
 class Issuer:
     """The key set's server. `served` counts the requests for it."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}{KEY_SET_PATH}"
+    def __init__(self, port: int, scheme: str = "http") -> None:
+        self.url = f"{scheme}://127.0.0.1:{port}{KEY_SET_PATH}"
         self.document = key_set(*(public_jwk(name) for name in ("rsa1", "p256", "p384", "p521", "ed1")))
         self.status = 200
         self.headers: dict[str, str] = {}
@@ -152,10 +153,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def issuer(port: int = 0) -> Iterator[Issuer]:
-    """A key set with an RSA key, three curves and Ed25519, served for as long as the block lasts."""
+def issuer(port: int = 0, *, tls: ssl.SSLContext | None = None) -> Iterator[Issuer]:
+    """A key set with an RSA key, three curves and Ed25519, served while the block lasts; with `tls`, over it."""
     server = _Server(("127.0.0.1", port), _Handler)
-    serving = server.issuer = Issuer(server.server_address[1])
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    serving = server.issuer = Issuer(server.server_address[1], "http" if tls is None else "https")
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -8,6 +8,7 @@ from http.cookies import Morsel, SimpleCookie
 import httpx
 
 from server.tokens import LEEWAY_SECS
+from tests.support.bad_tokens import DENIED, bad_tokens
 from tests.support.issuer import Issuer, token, token_of
 from tests.web.conftest import Site, guarded_site
 from web.sign_in import COOKIE, LONGEST_SECS, MAX_COOKIE_CHARS
@@ -81,6 +82,18 @@ async def test_a_cookie_that_is_no_good_shows_the_way_in_again(idp: Issuer) -> N
             page = await site.client.get("/", headers={"Cookie": f"{COOKIE}={kept}"})
             assert page.status_code == status
             assert 'action="/sign-in"' in page.text
+
+
+async def test_every_bad_token_is_refused_at_every_page(idp: Issuer) -> None:
+    served = {}
+    async with guarded_site(idp) as site:
+        for name, (authorization, expected) in bad_tokens().items():
+            values = [authorization] if isinstance(authorization, str) else authorization or []
+            for path in ("/", "/sagas/00000000-0000-4000-8000-000000000000", "/audit"):
+                page = await site.client.get(path, headers=[("Authorization", value) for value in values])
+                if page.status_code != (403 if expected == DENIED else 401):
+                    served[f"{path}: {name}"] = page.status_code
+    assert served == {}
 
 
 async def test_the_cookie_opens_nothing_but_the_pages(idp: Issuer) -> None:
