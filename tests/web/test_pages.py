@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlencode
 
+import msgspec
 import pytest
 import trio
 
 from saga.errors import Unavailable
+from saga.ports import Answer, Outcome
+from tests.support.issuer import Issuer, token_of
 from tests.support.orchestrator import HANGS, REFUSED
-from tests.web.conftest import Site
+from tests.web.conftest import Site, guarded_site
 
 
 async def page_when(site: Site, saga_id: str, text: str) -> str:
@@ -48,6 +52,77 @@ async def test_the_page_says_that_a_cancellation_was_asked_for(site: Site) -> No
     assert "Cancellation was asked for" not in await page_when(site, saga_id, "RUNNING")
     assert (await site.client.post(f"/api/v1/sagas/{saga_id}/cancel")).status_code == 200
     assert "Cancellation was asked for" in (await site.client.get(f"/sagas/{saga_id}")).text
+
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+HOSTILE_WORKFLOW = f"""
+name: {msgspec.json.encode("w" + HOSTILE).decode()}
+steps:
+  - name: {msgspec.json.encode("s" + HOSTILE).decode()}
+    service: inventory
+    method: Inventory.Reserve
+    compensate: Inventory.Release
+    compensate_retry: {{max_attempts: 1}}
+  - {{name: charge, service: payment, method: Payment.Charge, retry: {{max_attempts: 1}}}}
+"""
+
+
+async def test_nothing_that_anybody_says_becomes_markup(idp: Issuer) -> None:
+    said = Answer(outcome=Outcome.REFUSED, code="FAILED_PRECONDITION", message="m" + HOSTILE)
+    async with guarded_site(idp) as site:
+        site.client.headers["Authorization"] = f"Bearer {token_of('sys_admin', sub='p' + HOSTILE)}"
+        site.house.answers |= {"Payment.Charge": [said], "Inventory.Release": [said]}
+        registered = await site.client.post("/api/v1/workflows", json={"workflow_yaml": HOSTILE_WORKFLOW})
+        assert registered.status_code == 201, registered.text
+        saga_id = await site.start(
+            workflow_name="w" + HOSTILE,
+            payload={"k" + HOSTILE: "v" + HOSTILE},
+            correlation_id="c" + HOSTILE,
+            initiated_by="i" + HOSTILE,
+        )
+        await site.ended(saga_id)
+        steps = {"s" + HOSTILE: {"mark_done": True, "reason": "r" + HOSTILE}}
+        await site.client.post(f"/api/v1/sagas/{saga_id}/retry-compensation", json={"steps": steps})
+        query = urlencode({"q": "x" + HOSTILE})[2:]
+        pages = {
+            path: (await site.client.get(path)).text
+            for path in (
+                "/",
+                f"/sagas/{saga_id}",
+                "/audit",
+                f"/?workflow_name={query}&correlation_id={query}",
+                f"/?status={query}",
+                f"/?cursor={query}",
+                f"/audit?principal={query}",
+                f"/sagas/{query}",
+            )
+        }
+        del site.client.headers["Authorization"]
+        pages["sign in"] = (await site.client.get(f"/?x={query}")).text
+        pages["sign in again"] = (await site.client.post("/sign-in", data={"token": "x", "next": HOSTILE})).text
+    for path, page in pages.items():
+        assert not any(markup in page for markup in ("<script>", "<img", "\"'>")), path
+    # It is shown all the same, as what it is.
+    shown = pages["/audit"] + pages[f"/sagas/{saga_id}"]
+    assert {said for said in "wsmkvcipr" if said + "&lt;script&gt;" in shown} == set("wsmkvcipr")
+
+
+async def test_every_page_tells_the_browser_to_load_run_frame_and_keep_nothing_else(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        signed_in = {"Authorization": f"Bearer {token_of('sys_auditor')}"}
+        answers = [
+            await site.client.get(path, headers=signed_in) for path in ("/", "/audit", "/sagas/none", "/?page=x")
+        ]
+        answers += [await site.client.get(path) for path in ("/", "/sign-in", "/docs")]
+        answers += [await site.client.post("/sign-in", data={"token": token_of("sys_auditor")})]
+        answers += [await site.client.post("/sign-out")]
+    assert [answer.status_code for answer in answers] == [200, 200, 404, 400, 401, 200, 200, 303, 303]
+    for answer in answers:
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'", answer.url
+        assert policy["script-src"] == policy["form-action"] == "'self'", answer.url
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize("path", ["/", "/sagas/00000000-0000-4000-8000-000000000000", "/audit"])
