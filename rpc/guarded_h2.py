@@ -88,25 +88,25 @@ class GuardedH2Protocol(H2Protocol):
     def _take_piece(self) -> None:
         """A turn's worth of what has come; the rest when others have had theirs, and more is not read until then."""
         self._is_taking = False
-        if self.connection.is_closing():
-            self._to_take.clear()
-            return
         turn_ends_at = trio.current_time() + TURN_SECS
-        while True:
+        while self._to_take and not self.connection.is_closing():
             size = self.manners.piece_bytes
             piece = bytes(self._to_take[:size])
             del self._to_take[:size]
             self._take(piece)
-            if not self._to_take or self.connection.is_closing() or trio.current_time() >= turn_ends_at:
+            if trio.current_time() >= turn_ends_at:
                 break
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None:
             return
+        if self.connection.is_closing():
+            self._to_take.clear()
         if self._to_take:
             self._is_taking = True
             transport.pause_reading()
             running_loop().call_soon(self._take_piece)
         elif not transport.is_reading():
+            # Also when it closes: asyncio's TLS does not end for a peer that has ended while nothing was read.
             transport.resume_reading()
 
     def _take(self, piece: bytes) -> None:
