@@ -4,6 +4,8 @@ While a request is answered that another one came behind, nothing is read; what 
 If the client goes away meanwhile, the answer cannot be sent, nobody says so, and the wait has no end: each such
 connection costs a file until the process stops. Here the end of the connection ends the wait.
 
+Nor is an answer cut off that says it is the last, because more has come behind its request.
+
 It also writes the head of an answer and its body apart; here they go out together, which saves a system call, and most
 clients a wake-up, for each request.
 """
@@ -42,6 +44,17 @@ class GuardedH11Protocol(H11Protocol):
 
     _head = b""
     """The head of the answer, until what comes next is sent: all our answers have their body at hand."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._send = self.send
+        self.send = self._send_unless_it_cuts
+
+    async def _send_unless_it_cuts(self, event: Event) -> None:
+        if isinstance(event, Closed) and self.stream is not None and self.connection.our_state is h11.SEND_BODY:
+            # What came behind a request whose answer ends the connection is an error to h11; the answer ends it.
+            return
+        await self._send(event)
 
     async def handle(self, event: Event) -> None:
         await super().handle(event)
