@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from saga.audit import AuditAction, AuditEntry, AuditFilter, AuditOutcome, Door, NewAuditEntry, Requester
-from saga.errors import Conflict, LeaseLost, RowRejected
+from saga.errors import Conflict, LeaseLost, RowRejected, Unavailable
 from saga.model import SagaStatus
 from saga.ports import Store
 from tests.store.samples import Database, StandingClock, created, definition, move, new_saga, running
@@ -153,6 +153,24 @@ async def test_a_creation_whose_entry_is_refused_does_not_happen_and_spoils_no_o
         await store.create(bad)
     assert await store.get(bad.saga_id) is None
     await created(store)
+
+
+@with_sql
+async def test_a_cancel_or_a_definition_whose_entry_is_refused_is_not_kept(store: Store, database: Database) -> None:
+    saga = await running(store)
+    await store.register_workflow(definition("a"), "1", ALICE)
+    before = await log_of(store)
+    nobody = Requester(principal=None, door=Door.REST)  # type: ignore[arg-type]  # what no door sends
+    with pytest.raises((RowRejected, Unavailable)):
+        await store.request_cancel_unless_terminal(saga.saga_id, nobody)
+    with pytest.raises((RowRejected, Unavailable)):
+        await store.register_workflow(definition("a", "b"), "2", nobody)
+    assert await store.get(saga.saga_id) == saga
+    assert [workflow.version for workflow in await store.workflows()] == [1]
+    assert await log_of(store) == before
+    # Nor does it spoil what comes after it.
+    await store.request_cancel_unless_terminal(saga.saga_id, BOB)
+    assert len(await log_of(store)) == len(before) + 1
 
 
 async def test_a_denied_request_is_entered_by_itself(store: Store, clock: StandingClock) -> None:
