@@ -45,7 +45,8 @@ def are_open(dsn: str) -> bool:
 
 
 def check_store(dsn: str, clients: Load) -> None:
-    """Every saga that was answered 201 is there, and no other, and each has ended as its workflow does."""
+    """Every saga that was answered 201 is there, and no other, and each has ended as its workflow does. Who started it
+    was entered with it, once."""
     assert not clients.unexpected
     assert set(clients.refused) <= {"SYS_SAGA_UNAVAILABLE"}
     stored = {
@@ -54,6 +55,8 @@ def check_store(dsn: str, clients: Load) -> None:
     }
     expected = {saga_id: (name, ENDS[name], False) for saga_id, name in clients.answered.items()}
     assert stored == expected, set(stored.items()) ^ set(expected.items())
+    entered = [str(row[0]) for row in ask(dsn, "SELECT saga_id FROM saga.audit_log WHERE action = 'START_SAGA'")]
+    assert sorted(entered) == sorted(expected)
 
 
 def check_books(calls: Iterable[Call], answered: Mapping[str, str]) -> None:
