@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import stat
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -66,10 +67,20 @@ async def opened_store(stack: AsyncExitStack, config: Config, drain: Drain, outa
 async def _opened_embedded(stack: AsyncExitStack, config: Config, events: bool) -> SqliteStore:
     path: str | Path = MEMORY if config.saga.in_memory else config.saga.database_file
     try:
-        return await stack.enter_async_context(open_sqlite(path, events=events))
+        store = await stack.enter_async_context(open_sqlite(path, events=events))
     except OSError as error:
         raise CannotStart(f"saga.data_dir: {error.filename or path}: {error.strerror or error}") from error
     except StoreInUse:
         raise
     except Unavailable as error:
         raise CannotStart(f"{path}: {error}") from error
+    if not config.saga.in_memory:
+        _warn_if_readable(config.saga.database_file)
+    return store
+
+
+def _warn_if_readable(file: Path) -> None:
+    """Says that everybody on this machine can read the payloads: an earlier release made the file so, or a person."""
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (file.parent, file)]
+    if modes[0] & stat.S_IXOTH and modes[1] & stat.S_IROTH:
+        log.warning("database_file_readable path=%s mode=%o hint=%s", file, modes[1], f"chmod -R o= {file.parent}")

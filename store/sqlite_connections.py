@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saga.errors import Unavailable
@@ -43,17 +43,22 @@ def opened_connection(path: str | Path) -> Iterator[sqlite3.Connection]:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the file beside the database that says it is in use; the system lets go of it however the process ends.
+    Folder and database are made, if they are not there, for this user alone; what is there keeps its modes.
 
     `StoreInUse`: another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (*reversed(path.parent.parents), path.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
     lock_path = path.with_name(path.name + ".lock")
-    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StoreInUse(f"{path} is in use by another process (it holds {lock_path})") from error
+        with suppress(FileExistsError):
+            # SQLite would make it as the umask says, and gives its -wal and -shm the mode that it has.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         yield
     finally:
         # The file stays: taking it away would let two processes hold locks on two files of one name.

@@ -241,6 +241,17 @@ def test_a_second_server_on_the_embedded_store_is_refused_with_a_clear_message(t
             assert "Traceback" not in second.log
 
 
+def test_a_database_that_everybody_on_the_machine_can_read_is_a_warning(tmp_path: Path) -> None:
+    with server_process(tmp_path, {}) as server:
+        server.start()
+        server.kill()
+        assert "database_file_readable" not in server.log
+        for path, mode in (("data", 0o755), ("data/saga.sqlite3", 0o644)):
+            (tmp_path / path).chmod(mode)
+        server.start()
+        assert "database_file_readable path=data/saga.sqlite3 mode=644" in server.log
+
+
 def test_a_data_dir_that_is_a_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with server_process(tmp_path, {"saga": {"data_dir": "file"}}) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,36 @@ async def test_every_commit_is_on_the_disk_before_it_is_told(tmp_path: Path) -> 
 async def test_the_folder_of_the_file_is_made(tmp_path: Path) -> None:
     async with open_sqlite(tmp_path / "data" / "deep" / "saga.db", events=False) as store:
         await store.ping()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022], ids=oct)
+async def test_what_is_made_can_be_read_by_nobody_else_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    path = tmp_path / "a" / "b" / "saga.db"
+    before = os.umask(mask)
+    try:
+        async with open_sqlite(path, events=True) as store:
+            await running(store)
+            made = {file.name: mode(file) for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert made == dict.fromkeys(("saga.db", "saga.db-wal", "saga.db-shm", "saga.db.lock"), 0o600)
+    assert mode(path.parent) == mode(path.parent.parent) == 0o700
+
+
+async def test_a_folder_and_files_that_are_there_keep_their_modes(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "saga.db"
+    async with open_sqlite(path, events=True):
+        pass
+    path.parent.chmod(0o750)
+    path.chmod(0o640)
+    async with open_sqlite(path, events=True) as store:
+        await running(store)
+        assert mode(path.with_name("saga.db-wal")) == 0o640
+    assert (mode(path.parent), mode(path)) == (0o750, 0o640)
 
 
 async def test_a_path_that_cannot_be_a_file_is_told_as_such(tmp_path: Path) -> None:
