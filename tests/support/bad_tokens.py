@@ -56,6 +56,7 @@ def bad_tokens() -> dict[str, tuple[Authorization, str]]:
         "a token under another scheme": (f"DPoP {good}", INVALID),
         "a colon after the scheme": (f"Bearer: {good}", INVALID),
         "two spaces": (f"Bearer  {good}", INVALID),
+        "the scheme twice": (f"Bearer Bearer {good}", INVALID),
         "a word after the token": (f"Bearer {good} x", INVALID),
         "two in one header": (f"Bearer {good}, Bearer {good}", INVALID),
         "a parameter": (f'Bearer token="{good}"', INVALID),
@@ -86,6 +87,10 @@ def bad_tokens() -> dict[str, tuple[Authorization, str]]:
         "claims that are a list": signed(rsa_header, b"[]", "rsa1", "RS256"),
         "claims that are no text": signed(rsa_header, b"\xff\xfe", "rsa1", "RS256"),
         "claims of 4000 brackets": signed(rsa_header, b'{"iss":' + b"[" * 4000, "rsa1", "RS256"),
+        "claims behind a byte order mark": signed(
+            rsa_header, b"\xef\xbb\xbf" + json.dumps(claims()).encode(), "rsa1", "RS256"
+        ),
+        "a token for claims": signed({**rsa_header, "cty": "JWT"}, good.encode(), "rsa1", "RS256"),
         "huge": token(filler="x" * 7000),
     }
     # -- what is not signed by the issuer
@@ -94,6 +99,9 @@ def bad_tokens() -> dict[str, tuple[Authorization, str]]:
         "alg nOnE": unsigned("nOnE"),
         "alg none with the signature left on": unsigned("none", signature),
         "an empty alg": unsigned(""),
+        "alg twice, and none is the last": signed(
+            b'{"alg": "RS256", "kid": "rsa1", "alg": "none"}', claims(), "rsa1", "RS256"
+        ),
         "a MAC with the public key as PEM": with_mac(pem),
         "a MAC with the public key as PEM without its last line end": with_mac(pem.strip()),
         "a MAC with the public key as DER": with_mac(der),
@@ -112,6 +120,8 @@ def bad_tokens() -> dict[str, tuple[Authorization, str]]:
         ),
         "another key and a certificate": token("rsa2", header={"kid": "rsa1", "x5c": [base64.b64encode(der).decode()]}),
         "an id that is a path": token("rsa2", header={"kid": "../../../../dev/null"}),
+        "an id that is a URL": token("rsa2", header={"kid": "http://127.0.0.1:9/"}),
+        "an id of 4000 characters": token("rsa2", header={"kid": "x" * 4000}),
         "an id that is SQL": token("rsa2", header={"kid": "' OR 1=1 --"}),
         "an id that is a number": token(header={"kid": 1}),
         "an id that is empty": token(header={"kid": ""}),
@@ -142,6 +152,9 @@ def bad_tokens() -> dict[str, tuple[Authorization, str]]:
         "no expiry": token(exp=None),
         "an expiry that is text": token(exp=str(now + 3600)),
         "an expiry that is true": token(exp=True),
+        "an expiry beyond all numbers": signed(
+            rsa_header, json.dumps(claims(exp=0)).replace('"exp": 0', '"exp": 1e400').encode(), "rsa1", "RS256"
+        ),
         "an expiry without an end": signed(rsa_header, b'{"exp": Infinity}', "rsa1", "RS256"),
         "not yet valid": token(nbf=now + 600),
         "a start that is text": token(nbf="0"),
@@ -151,6 +164,7 @@ def bad_tokens() -> dict[str, tuple[Authorization, str]]:
         "a proof": token(header={"typ": "dpop+jwt"}),
         "an extension that must be understood": token(header={"crit": ["exp"]}),
         "detached claims": token(header={"b64": False, "crit": ["b64"]}),
+        "detached claims that need not be understood": token(header={"b64": False}),
         "no subject": token(sub=None),
         "an empty subject": token(sub=""),
         "a subject that is a number": token(sub=7),
