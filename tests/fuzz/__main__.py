@@ -84,7 +84,7 @@ def _hostile(count: int, tls: bool, wanted: str) -> None:
             seen = trio.run(hostile.run, port, kind, count, server.rss, doors, trusting)
             server.check()
             print(
-                f"{name}: +{seen.first / MIB:.1f} MiB, then +{seen.second / MIB:.1f} MiB, "
+                f"{name}: {seen.first / MIB:+.1f} MiB, then {seen.second / MIB:+.1f} MiB, "
                 f"others waited {seen.witness_secs * 1000:.0f} ms at most, {time.monotonic() - started:.0f} s",
                 flush=True,
             )

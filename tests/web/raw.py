@@ -55,7 +55,7 @@ def _client() -> h2.connection.H2Connection:
 class H2Client:
     """A small HTTP/2 client with prior knowledge that does as it is told."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self.connection = _client()
 
