@@ -5,6 +5,7 @@ How a token is verified is a matter of `server/`; what a principal may do is `ac
 
 from __future__ import annotations
 
+import enum
 from typing import Protocol
 
 from saga.access import ANONYMOUS, Principal
@@ -23,6 +24,16 @@ class Authenticator(Protocol):
     async def authenticate(self, authorization: str | None) -> Principal:
         """The principal. `MissingToken`, `TokenInvalid`, `TokenExpired`; `Unavailable`: it cannot be told now."""
         ...
+
+
+class KeysState(enum.StrEnum):
+    """What is known of the keys that tokens are signed with."""
+
+    KNOWN = "ok"
+    OLD = "old"
+    """They could not be fetched anew for as long as they were meant to be kept. They go on working."""
+    MISSING = "missing"
+    """There never were any: nobody can be let in."""
 
 
 class OpenAccess:

@@ -14,6 +14,7 @@ from functools import partial
 import msgspec
 import trio
 
+from saga.authentication import KeysState
 from saga.drain import Drain
 from saga.errors import SagaError
 from saga.ports import SchemaState
@@ -56,11 +57,20 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Readiness:
     """The checks of one process. `last` is the newest report; None: nobody has asked yet."""
 
-    def __init__(self, service: SagaService, drain: Drain, optional_checks: Mapping[str, Check] | None = None) -> None:
-        """`optional_checks`: parts whose failure makes the process degraded, not unhealthy."""
+    def __init__(
+        self,
+        service: SagaService,
+        drain: Drain,
+        optional_checks: Mapping[str, Check] | None = None,
+        *,
+        keys_state: Callable[[], KeysState] | None = None,
+    ) -> None:
+        """`optional_checks`: parts whose failure makes the process degraded, not unhealthy. `keys_state`: of the keys
+        that tokens are signed with; None: everybody is let in."""
         self._service = service
         self._drain = drain
         self._optional_checks = dict(optional_checks or {})
+        self._keys_state = keys_state
         self._schema: SchemaState | None = None
         self._reasons: dict[str, object] = {}
         self._schema_until = -1.0
@@ -75,6 +85,9 @@ class Readiness:
         checks["worker"] = "draining" if self._drain.begun or self._service.is_draining else OK
         checks["workflows"] = "rejected" if self.rejected_workflow_files else OK
 
+        if self._keys_state is not None:
+            checks["keys"] = self._keys_state()
+
         async def ask(name: str, check: Callable[[], Awaitable[str]]) -> None:
             checks[name] = await self._answer(name, check)
 
@@ -87,6 +100,7 @@ class Readiness:
         self._note_faults(checks)
         vital = all(checks[name] == OK for name in ("database", "lease", "worker"))
         vital = vital and checks["migrations"] in (OK, SchemaState.NEWER)
+        vital = vital and checks.get("keys") != KeysState.MISSING
         well = all(word == OK for word in checks.values())
         health = Health.HEALTHY if well else Health.DEGRADED if vital else Health.UNHEALTHY
         return self._noted(Report(health=health, checks=checks))

@@ -36,6 +36,10 @@ log = logging.getLogger("saga.server")
 OTHER_FILES = 256
 """Open files beside the connections of both doors: those to participants, database and broker. A guess."""
 
+KEYS_SECS = 1.0
+"""How long the doors stay shut for the first keys of tokens; without them nobody could be let in. A guess: an issuer
+that is there answers in a fraction of it, and a start is then not unready, and logged as such, for its first moment."""
+
 SECOND_SIGNAL_SECS = 1.0
 """A second signal sooner than this is the echo of the first (a shell, make and timeout signal the whole group and then
 the child again), not a person who has lost patience."""
@@ -143,6 +147,8 @@ async def _start_workers(workers: trio.Nursery, parts: Parts, store: AnyStore, c
     await workers.start(parts.supervisor.run)
     if parts.keys is not None:
         await workers.start(parts.keys.run)
+        with trio.move_on_after(KEYS_SECS):
+            await parts.keys.refetched()
     if parts.relay is not None:
         await workers.start(parts.relay.run)
     if config.saga.retention_days > 0:

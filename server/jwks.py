@@ -9,8 +9,13 @@ keys that are broken, weak, private or symmetric are left out, and the rest work
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import ssl
+import time
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import jwt
@@ -20,6 +25,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from rpc.outcomes import NO_TLS
+from saga.authentication import KeysState
 from saga.errors import Overloaded
 
 log = logging.getLogger("saga.server.jwks")
@@ -83,10 +90,25 @@ class KeySet:
         self._waiting = 0
         self._fetched_at = float("-inf")
         self._pause_secs = RETRY_SECS[0]
+        self._shown_url = _without_credentials(url)
+        self._trouble: str | None = None
+        self._failing_since = 0.0
+        self.fetches = {"ok": 0, "failed": 0}
+        """How many there were, by how they ended."""
+        self.fetched_at = 0.0
+        """When the keys came last, in seconds since 1970; 0: never."""
         self.keys: tuple[VerifyingKey, ...] = ()
         """Replaced by each fetch that succeeds, never changed; whoever keeps what they verified compares it."""
         self.failed = True
         """The last fetch failed, or there was none: a key that is not here may exist all the same."""
+
+    @property
+    def state(self) -> KeysState:
+        """What `/readyz` says of them."""
+        if not self.keys:
+            return KeysState.MISSING
+        is_old = self.failed and trio.current_time() >= self._failing_since + self._ttl_secs
+        return KeysState.OLD if is_old else KeysState.KNOWN
 
     def find(self, kid: str | None, algorithm: str) -> VerifyingKey | None:
         """The key of that id for that algorithm; without an id, the only key there is for the algorithm."""
@@ -132,20 +154,33 @@ class KeySet:
         try:
             keys = await self._fetch()
         except KeysUnavailable as error:
-            self.failed = True
-            log.warning("jwks_unavailable error=%s known_keys=%d", error, len(self.keys))
+            self._note_failure(str(error))
             pause_secs = self._pause_secs
             self._pause_secs = min(pause_secs * 2, RETRY_SECS[1])
         else:
             if {key.kid for key in keys} != {key.kid for key in self.keys} or self.failed:
-                log.info("jwks_loaded keys=%d", len(keys))
-            self.keys, self.failed = keys, False
+                log.info("jwks_loaded url=%s keys=%d", self._shown_url, len(keys))
+            self.keys, self.failed, self._trouble = keys, False, None
+            self.fetches["ok"] += 1
+            self.fetched_at = time.time()
             pause_secs, self._pause_secs = self._ttl_secs, RETRY_SECS[0]
         finally:
             self._fetched_at = trio.current_time()
             self._flight = None
             flight.set()
         return pause_secs
+
+    def _note_failure(self, reason: str) -> None:
+        """Logs an outage once, and once more when it has another cause: somebody may be mending it."""
+        if self._trouble is None:
+            self._failing_since = trio.current_time()
+        self.failed = True
+        self.fetches["failed"] += 1
+        if reason != self._trouble:
+            self._trouble = reason
+            log.warning(
+                "jwks_unavailable url=%s known_keys=%d error=%s", self._shown_url, len(self.keys), self._trouble
+            )
 
     async def _fetch(self) -> tuple[VerifyingKey, ...]:
         if self._tls is None:
@@ -169,7 +204,7 @@ class KeySet:
                             # To leave the loop would leave httpx's generators unfinished.
                             scope.cancel()
         except Exception as error:  # whatever a library makes of an answer, the server outlives it
-            raise KeysUnavailable(type(error).__name__) from error  # its text may hold the address
+            raise KeysUnavailable(_in_words(error)) from error
         if len(body) > MAX_DOCUMENT_BYTES:
             raise KeysUnavailable(f"more than {MAX_DOCUMENT_BYTES} bytes")
         if scope.cancelled_caught:
@@ -181,6 +216,42 @@ class KeySet:
             # Nobody rotates to nothing; whatever it is, the known keys are better.
             raise KeysUnavailable("no usable key in the document")
         return keys
+
+
+def _without_credentials(url: str) -> str:
+    """An address as a log line may have it: no user, no password, no query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "?"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _in_words(error: BaseException) -> str:
+    """Why a fetch failed, by what was raised first. None of the texts of libraries that may hold the address."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not accepted: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            words = (cause.reason or "unknown").replace("_", " ").lower()
+            return f"it does not speak TLS ({words})" if cause.reason in NO_TLS else f"TLS: {words}"
+        if isinstance(cause, socket.gaierror):
+            return "the name of its host is not known"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+        if isinstance(cause, httpx.RemoteProtocolError):
+            return "it does not speak HTTP here, or ends its answer early"
+    return type(error).__name__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came of; Trio puts what each address of a host answered into a group."""
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for each in error.exceptions:
+                yield from _causes(each)
+        error = error.__cause__ or error.__context__
 
 
 class _Document(msgspec.Struct):

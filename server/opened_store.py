@@ -83,4 +83,5 @@ def _warn_if_readable(file: Path) -> None:
     """Says that everybody on this machine can read the payloads: an earlier release made the file so, or a person."""
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (file.parent, file)]
     if modes[0] & stat.S_IXOTH and modes[1] & stat.S_IROTH:
-        log.warning("database_file_readable path=%s mode=%o hint=%s", file, modes[1], f"chmod -R o= {file.parent}")
+        hint = f"chmod -R o= {file.parent}"
+        log.warning("database_file_readable path=%s mode=%s hint=%s", file, f"{modes[1]:04o}", hint)

@@ -127,12 +127,19 @@ def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | Non
     if config.kafka is not None:
         relay = _relay_to(config.kafka, store, worker_id, config.saga.lease_secs, payload_mask)
         _read_relay_counts(meter, relay)
+    keys = None if config.auth is None else KeySet(config.auth.jwks_url, config.auth.jwks_cache_ttl_secs)
+    if keys is not None:
+        _read_keys(meter, keys)
     # Sagas run without the broker: their events wait.
-    readiness = Readiness(service, drain, {} if relay is None else {"kafka": relay.check})
+    readiness = Readiness(
+        service,
+        drain,
+        {} if relay is None else {"kafka": relay.check},
+        keys_state=None if keys is None else lambda: keys.state,
+    )
     _read_readiness(meter, readiness)
     contexts = _contexts(config)
     shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
-    keys = None if config.auth is None else KeySet(config.auth.jwks_url, config.auth.jwks_cache_ttl_secs)
     authenticator = _authenticator(config, keys)
     limits = DoorLimits(
         max_connections=config.server.limits.max_connections, max_requests=config.server.limits.max_requests
@@ -251,6 +258,13 @@ def _read_readiness(meter: PrometheusMeter, readiness: Readiness) -> None:
 
     meter.read_gauge("saga_ready", "1: this process should be sent requests, as of the last few seconds", is_ready)
     meter.read_gauge("saga_check_ok", "1: this part of /readyz is well, as of the last few seconds", checks, "check")
+
+
+def _read_keys(meter: PrometheusMeter, keys: KeySet) -> None:
+    meter.read_counter("saga_jwks_fetches", "Fetches of the keys of tokens", lambda: keys.fetches, "outcome")
+    meter.read_gauge(
+        "saga_jwks_fetched_timestamp_seconds", "When the keys of tokens came last; 0: never", lambda: keys.fetched_at
+    )
 
 
 def _read_relay_counts(meter: PrometheusMeter, relay: Relay) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import trio
 import trio.testing
 
+from saga.authentication import KeysState
 from saga.errors import Unavailable
 from saga.readiness import CHECK_SECS, SCHEMA_KEPT_SECS, Health, Readiness
 from tests.support.orchestrator import orchestrator
@@ -79,3 +81,16 @@ async def test_the_schema_is_asked_for_once_in_a_while_however_many_ask(
         await trio.sleep(SCHEMA_KEPT_SECS)
         assert (await readiness.report()).is_ready
         assert asked == 2
+
+
+async def test_without_keys_nobody_can_be_let_in_and_with_old_ones_most_can() -> None:
+    async with orchestrator() as house:
+        for state, health, word in (
+            (KeysState.MISSING, Health.UNHEALTHY, "missing"),
+            (KeysState.OLD, Health.DEGRADED, "old"),
+            (KeysState.KNOWN, Health.HEALTHY, "ok"),
+        ):
+            readiness = Readiness(house.service, house.drain, keys_state=partial(KeysState, state))
+            report = await readiness.report()
+            assert (report.health, report.checks["keys"]) == (health, word)
+        assert "keys" not in (await Readiness(house.service, house.drain).report()).checks

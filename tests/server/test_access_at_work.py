@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.server.test_readiness import readyz, serves, told_by_metrics, until
 from tests.support.issuer import Issuer, issuer, token, token_of
+from tests.support.scrape import scrape
 from tests.support.server_process import ROOT, server_process
 
 CLIENT = r"""
@@ -69,18 +71,25 @@ def test_a_server_that_starts_without_its_issuer_serves_when_that_is_there_and_n
     }
     with issuer() as idp, server_process(tmp_path, config_for(idp)) as server:
         idp.status = 500
-        server.start()
+        server.spawn()
+        until(lambda: " ready rest=" in server.log, server)
+        until(lambda: readyz(server) == (503, "unhealthy", {"keys": "missing"}), server)
+        assert not serves(server)
+        until(lambda: told_by_metrics(server) == {"keys"}, server)
+        assert "\nsaga_jwks_fetched_timestamp_seconds 0.0" in scrape(server)
+        assert 'saga_jwks_fetches_total{outcome="ok"} 0.0' in scrape(server)
         headers = {"Authorization": f"Bearer {tokens['auditor']}"}
         status, answer = server.call("GET", "/api/v1/sagas", **headers)
         assert (status, answer["error"]["code"]) == (503, "SYS_SAGA_UNAVAILABLE")
         assert server.call("GET", "/api/v1/sagas")[0] == 401
-        assert "jwks_unavailable" in server.log
+        assert f'jwks_unavailable url={idp.url} known_keys=0 error="status 500"' in server.log
 
         idp.asked.clear()
         idp.status = 200
         assert idp.asked.wait(60), server.log
         while (status := server.call("GET", "/api/v1/sagas", **headers)[0]) != 200:
             assert status == 503  # it has asked, and is about to know
+        assert readyz(server) == (200, "healthy", {})
         done = subprocess.run(
             [sys.executable, "-c", CLIENT, str(server.grpc_port)],
             input=json.dumps(tokens).encode(),
@@ -110,4 +119,11 @@ def test_a_server_that_starts_without_its_issuer_serves_when_that_is_there_and_n
         for each in tokens.values():
             for part in each.split("."):
                 assert part not in server.log
-        assert "jwks_loaded keys=5" in server.log
+        assert f"jwks_loaded url={idp.url} keys=5" in server.log
+
+
+def test_a_server_whose_issuer_answers_is_ready_from_its_first_moment_on(tmp_path: Path) -> None:
+    with issuer() as idp, server_process(tmp_path, config_for(idp)) as server:
+        server.start()
+        assert idp.served == 1
+        assert "readiness_changed" not in server.log

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,11 @@ def test_with_auth_it_listens_everywhere_and_says_so_when_its_keys_could_be_forg
     everywhere = {"server": {"host": "0.0.0.0", **two_free_ports()}, "auth": auth}
     with server_process(tmp_path, everywhere) as server:
         server.port = everywhere["server"]["port"]
-        server.start()
+        server.spawn()
+        while " ready rest=" not in server.log:
+            assert server.process.poll() is None, server.log
+            time.sleep(0.02)  # a process of its own: nothing to wait on but what it tells
+        assert server.call("GET", "/readyz")[1]["checks"]["keys"] == "missing"
         assert server.call("GET", "/api/v1/sagas")[0] == 401
         assert "jwks_over_cleartext" in server.log
         assert "no_access_control" not in server.log
@@ -249,7 +254,7 @@ def test_a_database_that_everybody_on_the_machine_can_read_is_a_warning(tmp_path
         for path, mode in (("data", 0o755), ("data/saga.sqlite3", 0o644)):
             (tmp_path / path).chmod(mode)
         server.start()
-        assert "database_file_readable path=data/saga.sqlite3 mode=644" in server.log
+        assert "database_file_readable path=data/saga.sqlite3 mode=0644" in server.log
 
 
 def test_a_data_dir_that_is_a_file_is_refused_without_a_traceback(tmp_path: Path) -> None:

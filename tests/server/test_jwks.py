@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from saga.authentication import KeysState
 from server import jwks
 from server.jwks import KeySet, KeysUnavailable, read_keys
 from tests.support.certificates import certificate, server_context
@@ -142,6 +147,7 @@ async def test_the_known_keys_stay_while_the_issuer_is_wrong_in_any_way(
         (302, b"", {"Location": "http://xn--/"}, "error=IDNAError"),
         (200, b"garbage", {}, "no key set"),
         (200, key_set(), {}, "no usable key"),
+        (500, good, {}, "status 500"),
         (200, key_set(private_jwk("rsa1")), {}, "no usable key"),
         (200, good + b" " * jwks.MAX_DOCUMENT_BYTES, {}, "more than 524288 bytes"),
         (200, good, {"Content-Encoding": "gzip", "X": "y"}, None),
@@ -158,17 +164,89 @@ async def test_the_known_keys_stay_while_the_issuer_is_wrong_in_any_way(
             assert not keys.failed  # what was not compressed is read as it is, whatever it says
 
 
-async def test_an_issuer_that_is_away_is_asked_again_ever_more_slowly_and_never_named_in_the_log(
-    caplog: pytest.LogCaptureFixture,
+async def test_an_issuer_that_is_away_is_asked_again_ever_more_slowly_and_told_once_without_credentials(
+    idp: Issuer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keys = KeySet(f"http://user:secret@127.0.0.1:{free_port()}/certs", 600)
+    port = free_port()
+    keys = KeySet(f"http://user:secret@127.0.0.1:{port}/certs?token=hidden", 600)
     with caplog.at_level(logging.DEBUG):
         pauses = [await keys.run_once() for _ in range(7)]
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
     assert keys.failed
-    assert "jwks_unavailable error=ConnectError known_keys=0" in caplog.text
+    told = f"jwks_unavailable url=http://127.0.0.1:{port}/certs known_keys=0 error=Connection refused"
+    assert [line for line in caplog.messages if "jwks" in line] == [told]
     assert "secret" not in caplog.text
-    assert "127.0.0.1" not in caplog.text
+    assert "hidden" not in caplog.text
+
+
+async def test_an_outage_is_told_again_when_it_has_another_cause_and_when_it_is_over(
+    idp: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = KeySet(idp.url, 600)
+    with caplog.at_level(logging.INFO):
+        for status in (200, 200, 500, 500, 404, 404, 200, 200, 404):
+            idp.status = status
+            await keys.run_once()
+    assert [line.replace(idp.url, "URL") for line in caplog.messages if "jwks" in line] == [
+        "jwks_loaded url=URL keys=5",
+        "jwks_unavailable url=URL known_keys=5 error=status 500",
+        "jwks_unavailable url=URL known_keys=5 error=status 404",
+        "jwks_loaded url=URL keys=5",
+        "jwks_unavailable url=URL known_keys=5 error=status 404",
+    ]
+
+
+class NoNames(trio.abc.HostnameResolver):
+    """A machine on which no name is known."""
+
+    async def getaddrinfo(self, *_: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, *_: Any) -> Any:
+        raise AssertionError("nobody asks")
+
+
+async def says_hello(stream: trio.SocketStream) -> None:
+    """A server of something else."""
+    with suppress(trio.BrokenResourceError):
+        await stream.send_all(b"SSH-2.0-hello\r\n")
+        await stream.receive_some()
+
+
+async def test_what_keeps_the_keys_away_is_told_in_words(
+    idp: Issuer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    async with trio.open_nursery() as nursery:
+        (other,) = await nursery.start(partial(trio.serve_tcp, says_hello, 0, host="127.0.0.1"))
+        with issuer(tls=server_context(certificate(tmp_path))) as of_strangers:
+            for url, told in (
+                (idp.url.replace("http:", "https:"), "it does not speak TLS"),
+                (of_strangers.url, "its certificate is not accepted: "),
+                ("http://issuer.example/certs", "the name of its host is not known"),
+                (f"http://127.0.0.1:{other.socket.getsockname()[1]}/", "it does not speak HTTP"),
+            ):
+                await KeySet(url, 600).run_once()
+                assert f"url={url} known_keys=0 error={told}" in caplog.text
+        nursery.cancel_scope.cancel()
+
+
+async def test_keys_are_missing_until_they_came_once_and_old_when_they_could_not_be_refreshed_for_their_life(
+    idp: Issuer,
+) -> None:
+    for ttl_secs, after_a_failure in ((600.0, KeysState.KNOWN), (0.0, KeysState.OLD)):
+        keys = KeySet(idp.url, ttl_secs)
+        states, instants = [keys.state], [keys.fetched_at]
+        for status in (500, 200, 500, 200):
+            idp.status = status
+            await keys.run_once()
+            states.append(keys.state)
+            instants.append(keys.fetched_at)
+        missing, known = KeysState.MISSING, KeysState.KNOWN
+        assert states == [missing, missing, known, after_a_failure, known]
+        assert instants[:2] == [0.0, 0.0]
+        assert instants[2] == instants[3] == pytest.approx(time.time(), abs=60)
+        assert keys.fetches == {"ok": 2, "failed": 2}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +288,7 @@ async def test_keys_are_taken_from_nobody_but_the_host_that_is_configured(
         await keys.run_once()
         assert keys.failed is not trusted
         assert bool(keys.keys) is trusted
-        assert ("jwks_unavailable error=ConnectError" in caplog.text) is not trusted
+        assert ("error=its certificate is not accepted" in caplog.text) is not trusted
         assert idp.served == int(trusted)
 
 

@@ -15,6 +15,7 @@ from k1s0.system.saga.v1 import saga_pb2
 from k1s0.system.saga.v1.saga_grpc import SagaServiceStub
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.issuer import issuer, token_of
 from tests.support.participants import participant
 from tests.support.postgres import in_plain_loop
 from tests.support.server_process import ServerProcess, free_port, server_process
@@ -64,27 +65,30 @@ def scrape(server: ServerProcess) -> str:
     return text
 
 
-async def list_workflows(port: int) -> None:
+async def list_workflows(port: int, bearer: str) -> None:
     async with Channel("127.0.0.1", port) as channel:
-        await SagaServiceStub(channel).ListWorkflows(saga_pb2.ListWorkflowsRequest(), timeout=SECS)
+        metadata = {"authorization": f"Bearer {bearer}"}
+        await SagaServiceStub(channel).ListWorkflows(saga_pb2.ListWorkflowsRequest(), timeout=SECS, metadata=metadata)
 
 
 def printed_by_a_server(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Family]:
     """Runs a server until it has something to tell of every metric."""
-    with participant(flavour="grpclib") as shop:
+    with participant(flavour="grpclib") as shop, issuer() as idp:
         config = {
             "services": {"shop": shop.settings()},
+            "auth": idp.settings(),
             # Nobody listens there; the metrics of what would be sent are told all the same.
             "kafka": {"brokers": [f"127.0.0.1:{free_port()}"]},
             "observability": {"otlp": {"endpoint": f"http://127.0.0.1:{free_port()}/v1/traces"}},
         }
         with server_process(folder, config, *arguments, env=env) as server:
+            server.bearer = token_of("sys_admin")
             server.start()
             server.register(ORDER)
             assert server.ended(server.start_saga("order", {}))["saga"]["status"] == "COMPLETED"
             shop.script({"Charge": [REFUSED], "Release": [REFUSED]})
             assert server.ended(server.start_saga("order", {}))["saga"]["compensation_failed"] is True
-            in_plain_loop(lambda: list_workflows(server.grpc_port))
+            in_plain_loop(lambda: list_workflows(server.grpc_port, token_of("sys_auditor")))
             # What the store holds, and what the other workers count, is some seconds old.
             give_up_at = time.monotonic() + SECS
             while True:

@@ -58,6 +58,8 @@ class ServerProcess:
         program: tuple[str, ...] = ("-m", "server.cli"),
     ):
         self.folder = folder
+        self.bearer: str | None = None
+        """The token that `call` sends, where its caller sends no other."""
         self.port, self.grpc_port = free_ports(2)
         self.config = folder / "config.yaml"
         # JSON is YAML.
@@ -113,6 +115,8 @@ class ServerProcess:
         if body is not None:
             request.data = json.dumps(body).encode()
             request.add_header("Content-Type", "application/json")
+        if self.bearer is not None:
+            request.add_header("Authorization", f"Bearer {self.bearer}")
         for name, value in headers.items():
             request.add_header(name.replace("_", "-"), value)
         try:
