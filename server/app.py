@@ -144,6 +144,8 @@ async def _start_workers(workers: trio.Nursery, parts: Parts, store: AnyStore, c
     """What runs beside the doors, in the order in which one needs the other."""
     if parts.contexts is not None:
         workers.start_soon(parts.contexts.run)
+    if parts.certificate_ends is not None:
+        await workers.start(parts.certificate_ends.run)
     await workers.start(parts.supervisor.run)
     if parts.keys is not None:
         await workers.start(parts.keys.run)

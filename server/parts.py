@@ -26,6 +26,7 @@ from saga.store_outage import StoreOutage
 from saga.supervisor import Limits, Supervisor
 from saga.tracing import Tracer
 from saga.watchers import Watchers
+from server.certificate_ends import CertificateEnds, shown_certificates
 from server.config import Config, KafkaConfig
 from server.errors import CannotStart
 from server.jwks import KeySet
@@ -51,7 +52,8 @@ CLOSE_SECS = 5.0
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """A server before it runs. None: what the configuration does not ask for (`relay` without Kafka, `keys` without
-    tokens, `contexts` without TLS, `shared_metrics` without other workers)."""
+    tokens, `contexts` without TLS, `certificate_ends` without a certificate of ours, `shared_metrics` without other
+    workers)."""
 
     meter: PrometheusMeter
     tracer: Tracer
@@ -64,6 +66,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     rest: QuartTrio
     relay: Relay | None
     contexts: ServerContexts | None
+    certificate_ends: CertificateEnds | None
     keys: KeySet | None
     shared_metrics: SharedMetrics | None
 
@@ -139,6 +142,10 @@ def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | Non
     )
     _read_readiness(meter, readiness)
     contexts = _contexts(config)
+    certificates = shown_certificates(config, contexts)
+    certificate_ends = CertificateEnds(certificates) if certificates else None
+    if certificate_ends is not None:
+        _read_certificates(meter, certificate_ends)
     shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
     authenticator = _authenticator(config, keys)
     limits = DoorLimits(
@@ -168,6 +175,7 @@ def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | Non
         rest=app,
         relay=relay,
         contexts=contexts,
+        certificate_ends=certificate_ends,
         keys=keys,
         shared_metrics=shared,
     )
@@ -258,6 +266,15 @@ def _read_readiness(meter: PrometheusMeter, readiness: Readiness) -> None:
 
     meter.read_gauge("saga_ready", "1: this process should be sent requests, as of the last few seconds", is_ready)
     meter.read_gauge("saga_check_ok", "1: this part of /readyz is well, as of the last few seconds", checks, "check")
+
+
+def _read_certificates(meter: PrometheusMeter, ends: CertificateEnds) -> None:
+    meter.read_gauge(
+        "saga_tls_certificate_expiry_timestamp_seconds",
+        "When the certificates end that this process shows to others",
+        lambda: ends.timestamps,
+        "use",
+    )
 
 
 def _read_keys(meter: PrometheusMeter, keys: KeySet) -> None:

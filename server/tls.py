@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import trio
 from cryptography import x509
 
@@ -38,13 +39,47 @@ class TlsFilesInvalid(Exception):
         self.problems = tuple(problems)
 
 
-class ServerContexts:
-    """The TLS contexts of the doors. A connection gets the one of its time; those before it keep theirs."""
+def utc_now() -> datetime:
+    """The wall clock, as certificates mean it."""
+    return datetime.now(UTC)
 
-    def __init__(self, settings: ServerTls) -> None:
+
+class Shown(msgspec.Struct, frozen=True):
+    """A certificate that this process shows to others: its file, and the time in which it is good."""
+
+    file: str
+    not_before: datetime
+    not_after: datetime
+
+    @classmethod
+    def of(cls, file: str, content: bytes | None) -> Shown | None:
+        """The first one of a file. None: there is none, or only OpenSSL, which is not as strict, can read it."""
+        try:
+            certificate = x509.load_pem_x509_certificates(content or b"")[0]
+        except ValueError:
+            return None
+        return cls(file, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+    def fault(self, now: datetime) -> str | None:
+        """Why nobody accepts it, if so."""
+        if now >= self.not_after:
+            return f"expired at {self.not_after}"
+        return f"not valid before {self.not_before}" if now < self.not_before else None
+
+
+class ServerContexts:
+    """The TLS contexts of the doors. A connection gets the one of its time; those before it keep theirs.
+
+    `shown`: the certificate in use; None: it cannot be told.
+    """
+
+    def __init__(self, settings: ServerTls, *, now: Callable[[], datetime] = utc_now) -> None:
         """Raises `TlsFilesInvalid`."""
         self._settings = settings
+        self._now = now
+        self._is_held_back = False
         self._contents = self._read()
+        self.shown = self._found()
         self._rest, self._grpc = self._made()
 
     def rest(self) -> ssl.SSLContext:
@@ -63,23 +98,42 @@ class ServerContexts:
 
     def reload_if_changed(self) -> bool:
         """Whether the files are other ones than before and can be used. If they cannot, what was there stays in use:
-        whoever replaces a certificate and then its key passes through such a moment, whoever errs has to be told."""
+        whoever replaces a certificate and then its key passes through such a moment, whoever errs has to be told.
+        A certificate outside its time does not replace one that is good; it is looked at again until it does."""
         # Read before the contexts are made from them: a change in between is seen as one the next time.
         contents = self._read()
-        if contents == self._contents:
+        is_news = contents != self._contents
+        if not is_news and not self._is_held_back:
             return False
         self._contents = contents
+        found = self._found()
+        fault = self._fault_beside_a_good_one(found)
+        self._is_held_back = fault is not None
         try:
+            if fault is not None:
+                raise TlsFilesInvalid((f"server.tls.cert_file: {self._settings.cert_file}: {fault}",))
             self._rest, self._grpc = self._made()
         except TlsFilesInvalid as error:
-            log.error("tls_files_unusable in_use=%s error=%s", "the certificate of before", error)
+            if is_news:
+                log.error("tls_files_unusable in_use=%s error=%s", "the certificate of before", error)
             return False
+        self.shown = found
+        if self._settings.client_ca_file is not None:
+            _warn_if_out_of_time("server.tls.client_ca_file", self._settings.client_ca_file)
         log.info("tls_reloaded cert_file=%s", self._settings.cert_file)
         return True
 
     def _read(self) -> list[bytes | None]:
         settings = self._settings
         return [_content(file) for file in (settings.cert_file, settings.key_file, settings.client_ca_file) if file]
+
+    def _found(self) -> Shown | None:
+        return Shown.of(self._settings.cert_file, self._contents[0])
+
+    def _fault_beside_a_good_one(self, found: Shown | None) -> str | None:
+        now = self._now()
+        in_use_is_good = self.shown is not None and self.shown.fault(now) is None
+        return found.fault(now) if found is not None and in_use_is_good else None
 
     def _made(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         return _server_context(self._settings, REST_PROTOCOLS), _server_context(self._settings, GRPC_PROTOCOLS)
@@ -118,7 +172,7 @@ def _server_context(settings: ServerTls, protocols: Sequence[str]) -> ssl.SSLCon
 
 def file_problems(config: Config) -> list[str]:
     """What is wrong with the files of certificates and keys that the configuration names: one line each, by its key.
-    A certificate outside its time is logged only: clocks differ, and whoever checks it decides."""
+    An authority outside its time is logged only: clocks differ. Certificates that are shown: see `CertificateEnds`."""
     problems: list[str] = []
     if config.server.tls is not None:
         problems += _server_problems(config.server.tls)
@@ -130,7 +184,22 @@ def file_problems(config: Config) -> list[str]:
         problems += _client_problems("database.", ("ssl_root_cert", "ssl_cert", "ssl_key"), config.database)
     if config.kafka is not None:
         problems += _client_problems("kafka.tls.", ("ca_file", "cert_file", "key_file"), config.kafka.tls)
+    for key, file in _authorities(config).items():
+        if file is not None:
+            _warn_if_out_of_time(key, file)
     return problems
+
+
+def _authorities(config: Config) -> dict[str, str | None]:
+    """The files of those whom we trust, by their keys."""
+    files = {f"services.{name}.tls.ca_file": each.tls.ca_file for name, each in config.services.items() if each.tls}
+    if config.server.tls is not None:
+        files["server.tls.client_ca_file"] = config.server.tls.client_ca_file
+    if config.database is not None:
+        files["database.ssl_root_cert"] = config.database.ssl_root_cert
+    if config.kafka is not None:
+        files["kafka.tls.ca_file"] = config.kafka.tls.ca_file
+    return files
 
 
 def _server_problems(tls: ServerTls) -> list[str]:
@@ -167,7 +236,6 @@ def _pair_problems(cert_key: str, cert_file: str, key_key: str, key_file: str) -
         return [f"{key_key}: {key_file}: {error}"]
     except OSError as error:  # removed since it was looked at
         return [f"{cert_key}: {cert_file}, {key_file}: cannot be read: {error.strerror}"]
-    _warn_if_out_of_time(cert_key, cert_file)
     return []
 
 
@@ -181,7 +249,6 @@ def _ca_problems(key: str, file: str) -> list[str]:
             return [f"{key}: {file}: {wanted}: {_reason(error)}"]
         except OSError as error:
             return [f"{key}: {file}: cannot be read: {error.strerror}"]
-        _warn_if_out_of_time(key, file)
     return problems
 
 
@@ -203,12 +270,8 @@ def _reason(error: ssl.SSLError) -> str:
 
 
 def _warn_if_out_of_time(key: str, file: str) -> None:
-    try:
-        certificate = x509.load_pem_x509_certificates(Path(file).read_bytes())[0]
-    except (OSError, ValueError):
-        return  # OpenSSL takes it and decides; this reader is stricter
-    now = datetime.now(UTC)
-    if now > certificate.not_valid_after_utc:
-        log.warning("tls_certificate_expired key=%s file=%s at=%s", key, file, certificate.not_valid_after_utc)
-    elif now < certificate.not_valid_before_utc:
-        log.warning("tls_certificate_not_yet_valid key=%s file=%s at=%s", key, file, certificate.not_valid_before_utc)
+    """Of the file of an authority, so that whoever is refused because of it is not looked for elsewhere."""
+    authority = Shown.of(file, _content(file))
+    fault = None if authority is None else authority.fault(utc_now())
+    if fault is not None:
+        log.warning("tls_authority_out_of_time key=%s file=%s error=%s", key, file, fault)

@@ -164,6 +164,7 @@ def test_there_is_an_alert_for_each_thing_that_must_not_go_unseen() -> None:
         "saga_ready",
         "saga_check_ok",
         "saga_jwks_fetches_total",
+        "saga_tls_certificate_expiry_timestamp_seconds",
     }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
+import re
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -150,6 +152,15 @@ def test_both_doors_speak_tls_with_real_clients_and_new_files_are_shown_to_new_c
                 old = subprocess.run(offer, capture_output=True, check=False, input=b"")
                 assert old.returncode != 0
                 assert b"Cipher is (NONE)" in old.stdout
+
+        with urllib.request.urlopen(
+            f"https://127.0.0.1:{server.port}/metrics", timeout=SECS, context=client_context(made.ca_file)
+        ) as answer:
+            told = re.search(
+                r'saga_tls_certificate_expiry_timestamp_seconds{use="server"} (\S+)', answer.read().decode()
+            )
+        assert told is not None
+        assert float(told[1]) == pytest.approx(time.time() + 10 * 24 * 3600, abs=600)
 
         before = {peer_of(port, made.ca_file)[2] for port in ports}
         assert len(before) == 1
@@ -313,11 +324,41 @@ def test_the_files_of_every_section_are_looked_at(tmp_path: Path) -> None:
     ]
 
 
-def test_a_certificate_outside_its_time_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_certificate_outside_its_time_is_shown_if_there_is_no_other_but_replaces_no_good_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     made = certificate(tmp_path, expired=True)
-    with caplog.at_level(logging.WARNING):
-        ServerContexts(ServerTls(cert_file=made.cert_file, key_file=made.key_file))
-    assert f"tls_certificate_expired key=server.tls.cert_file file={made.cert_file}" in caplog.text
+    contexts = ServerContexts(ServerTls(cert_file=made.cert_file, key_file=made.key_file))
+    certificate(tmp_path, begins_in=timedelta(days=1))
+    assert contexts.reload_if_changed()  # neither is good
+    certificate(tmp_path)
+    assert contexts.reload_if_changed()
+    good, shown = (contexts.rest(), contexts.grpc()), contexts.shown
+    for bad, told in (
+        ({"expired": True}, "expired at "),
+        ({"begins_in": timedelta(days=1)}, "not valid before "),
+    ):
+        certificate(tmp_path, **bad)
+        caplog.clear()
+        assert not contexts.reload_if_changed()
+        assert not contexts.reload_if_changed()
+        assert (contexts.rest(), contexts.grpc(), contexts.shown) == (*good, shown)
+        (line,) = caplog.messages
+        assert line.startswith("tls_files_unusable in_use=the certificate of before")
+        assert f"error=server.tls.cert_file: {made.cert_file}: {told}" in line
+    certificate(tmp_path)
+    assert contexts.reload_if_changed()
+
+
+def test_a_certificate_that_came_too_early_is_shown_once_its_time_has_come(tmp_path: Path) -> None:
+    made, at = certificate(tmp_path), datetime.now(UTC)
+    contexts = ServerContexts(ServerTls(cert_file=made.cert_file, key_file=made.key_file), now=lambda: at)
+    before = contexts.rest()
+    certificate(tmp_path, begins_in=timedelta(hours=1))
+    assert not contexts.reload_if_changed()
+    at += timedelta(hours=2)
+    assert contexts.reload_if_changed()
+    assert contexts.rest() is not before
 
 
 def test_a_start_with_files_that_are_not_there_is_refused_with_all_of_them() -> None:

@@ -31,6 +31,8 @@ def certificate(
     common_name: str | None = None,
     by: str = "trusted",
     expired: bool = False,
+    begins_in: timedelta = timedelta(days=-10),
+    ends_in: timedelta = timedelta(days=10),
     called: str = "server",
 ) -> Certificate:
     """A certificate for `names` (localhost and 127.0.0.1, if there are none), in files of `folder` whose names begin
@@ -39,8 +41,8 @@ def certificate(
     issued = authority(by).issue_cert(
         *(names or ("localhost", "127.0.0.1")),
         common_name=common_name,
-        not_before=now - timedelta(days=10),
-        not_after=now - timedelta(days=1) if expired else now + timedelta(days=10),
+        not_before=now + begins_in,
+        not_after=now - timedelta(days=1) if expired else now + ends_in,
         key_type=trustme.KeyType.ECDSA,
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from k1s0.system.saga.v1 import saga_pb2
 from k1s0.system.saga.v1.saga_grpc import SagaServiceStub
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.certificates import certificate
 from tests.support.issuer import issuer, token_of
 from tests.support.participants import participant
 from tests.support.postgres import in_plain_loop
@@ -73,12 +74,17 @@ async def list_workflows(port: int, bearer: str) -> None:
 
 def printed_by_a_server(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Family]:
     """Runs a server until it has something to tell of every metric."""
+    client = certificate(folder, called="client")
     with participant(flavour="grpclib") as shop, issuer() as idp:
         config = {
             "services": {"shop": shop.settings()},
             "auth": idp.settings(),
             # Nobody listens there; the metrics of what would be sent are told all the same.
-            "kafka": {"brokers": [f"127.0.0.1:{free_port()}"]},
+            "kafka": {
+                "brokers": [f"127.0.0.1:{free_port()}"],
+                "security_protocol": "SSL",
+                "tls": {"cert_file": client.cert_file, "key_file": client.key_file},
+            },
             "observability": {"otlp": {"endpoint": f"http://127.0.0.1:{free_port()}/v1/traces"}},
         }
         with server_process(folder, config, *arguments, env=env) as server:
