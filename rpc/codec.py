@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn, Protocol
 
 import msgspec
@@ -103,7 +104,7 @@ class ProtobufCodec:
             return message.SerializeToString()
         # OverflowError: a whole number beyond every float, where the field is a float or a Struct.
         except (json_format.ParseError, ValueError, TypeError, RecursionError, AttributeError, OverflowError) as error:
-            reason = "it nests too deep" if isinstance(error, RecursionError) else clean_text(str(error))
+            reason = "it nests too deep" if isinstance(error, RecursionError) else _fault(str(error))
             raise _unfit_request(f"the request does not fit {self._request_name}: {reason}") from error
 
     def decode(self, body: bytes) -> Json:
@@ -170,6 +171,18 @@ def _storable_text(text: str) -> str:
         # Surrogate pairs written as two escapes become the character they stand for; lone halves are replaced.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+_PLACE = re.compile(r"(?:Failed to parse \S+ field: )*")
+
+
+def _fault(text: str) -> str:
+    """protobuf's words for what does not fit, without the value in them, which may be one that is not to be shown."""
+    place = _PLACE.match(text)
+    end = 0 if place is None else place.end()
+    if end and not text.startswith("Message type ", end):
+        text = f"{text[:end]}its value does not fit"
+    return clean_text(text)
 
 
 def _unfit_request(message: str) -> Lost:

@@ -14,7 +14,14 @@ import re
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jmespath.exceptions import EmptyExpressionError, IncompleteExpressionError, JMESPathError, LexerError, ParseError
+from jmespath.exceptions import (
+    EmptyExpressionError,
+    IncompleteExpressionError,
+    JMESPathError,
+    JMESPathTypeError,
+    LexerError,
+    ParseError,
+)
 from jmespath.functions import Functions, signature
 from jmespath.parser import Parser
 from jmespath.visitor import Options, TreeInterpreter
@@ -83,6 +90,11 @@ class Expression:
             check_json(result, budget)
         except EvaluationFailed:
             raise
+        except JMESPathTypeError as error:
+            # Its own words have the value in them, which may be one that is not to be shown.
+            expected = " or ".join(error.expected_types)
+            reason = f"{error.function_name}() takes {expected}, not {error.actual_type}"
+            raise EvaluationFailed(_cut(reason)) from error
         # Whatever the interpreter trips over (it lets TypeError, OverflowError and others of Python through, say for
         # `contains('a', `1`)`) is a fault of the expression or of the values, never a reason to stop the saga's task.
         except Exception as error:

@@ -113,7 +113,7 @@ def _folded(name: str) -> str:
 def _spellings(names: set[str]) -> re.Pattern[str]:
     # VERBOSE passes over blanks and #; re.escape guards those of names.
     longest_first = sorted(names, key=len, reverse=True)
-    spelled = ("_*".join(map(re.escape, name)) for name in longest_first)
+    spelled = ("[_-]*".join(map(re.escape, name)) for name in longest_first)
     return re.compile(
         rf"""
         (?<!\w)_*(?:{"|".join(spelled)})_*                     # a name
@@ -124,7 +124,8 @@ def _spellings(names: set[str]) -> re.Pattern[str]:
     )
 
 
-_VALUE = re.compile(r"""(?P<quote>\\*["']).*?(?:(?<!\\)(?P=quote)|\Z)|[^\s,;&}\])]+""", re.DOTALL)
+_VALUE = re.compile(r"""(?P<quote>\\*["']).*?(?:(?<!\\)(?P=quote)|\Z)|[^\s,;&}\])]+(?:(?<=\d)[ ]\d+)*""", re.DOTALL)
+"""A quoted text, or a word; digits that are written in groups, as those of a card, are one."""
 _BRACKET = re.compile(r"""\\.|(?P<quote>["']).*?(?:(?<!\\)(?P=quote)|\Z)|(?P<open>[{\[])|(?P<close>[}\]])""", re.DOTALL)
 
 

@@ -192,7 +192,11 @@ def _answer_errors(app: QuartTrio, api: Api) -> None:
             told = NotFound("no such route")
         elif isinstance(error, HTTPException) and error.code is not None and error.code < 500:
             told = Invalid(error.description or error.name)
-        elif isinstance(error, PermissionDenied) and (refused := operations.get(quart.request.endpoint or "")):
+        elif (
+            isinstance(error, PermissionDenied)
+            and (refused := operations.get(quart.request.endpoint or ""))
+            and scope["method"] == refused.method  # Quart answers OPTIONS by itself, and nobody asks for a change by it
+        ):
             asked_by = audit.requester(
                 scope[PRINCIPAL], audit.Door.REST, address=peer_of(scope), request_id=scope[REQUEST_ID]
             )

@@ -52,6 +52,9 @@ PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 """What a host, with its port, is made of (RFC 9110, 7.2); empty where the target needs none."""
 
+MAX_LOGGED_PATH = 4096
+"""Bytes of a path in its line. The lines are masked afterwards, and half a token would not be known for one."""
+
 GONE = 499
 """The status noted when the client went away before it was answered; nginx's number for it."""
 
@@ -345,4 +348,4 @@ def _end_span(span: RequestSpan, scope: Scope, status: int, seconds: float) -> N
 
 
 def _printable(raw_path: bytes) -> str:
-    return raw_path[:256].decode("ascii", "backslashreplace")
+    return raw_path[:MAX_LOGGED_PATH].decode("ascii", "backslashreplace")

@@ -113,7 +113,7 @@ _CANCELLED_BY = AuditEntry(
         workflow_name=_WORKFLOW,
         workflow_version=1,
         before={"status": "RUNNING", "revision": 2},
-        after={"status": "RUNNING", "revision": 3},
+        after={"status": "RUNNING", "revision": 2, "cancel_requested": True},
     ),
 )
 

@@ -143,3 +143,11 @@ def test_numbers_survive_the_json_codec() -> None:
     numbers = {"big": 2**53 + 1, "small": -1, "half": 0.5, "most": 2**63 - 1}
     assert CODEC.decode(CODEC.encode(numbers, strict=False)) == numbers
     assert not math.isnan(CODEC.decode(b'{"a":1.7976931348623157e308}')["a"])
+
+
+def test_what_does_not_fit_is_told_by_its_place_and_not_by_its_value(reserve: ProtobufCodec) -> None:
+    for value in ("SECRET", {"a": "SECRET"}, ["SECRET"]):
+        with pytest.raises(Lost) as caught:
+            reserve.encode({"at": value, "lines": []}, strict=True)
+        assert "Failed to parse at field: its value does not fit" in str(caught.value)
+        assert "SECRET" not in str(caught.value)

@@ -140,3 +140,15 @@ def test_case_and_underscores_do_not_part_names() -> None:
 
 def test_a_name_with_signs_in_it_is_a_name() -> None:
     assert PayloadMask(["a#b", "c d", "e(f"]).text("a#b=1 e(f: 2") == "a#b=*** e(f: ***"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("declined, card=4111 1111 1111 1111 of Ada", "declined, card=*** of Ada"),
+        ("card: 4111 1111, amount=3 lamps", "card: ***, amount=3 lamps"),
+        ("card-number=4111-1111-1111", "card-number=***"),
+    ],
+)
+def test_digits_in_groups_are_one_value(text: str, shown: str) -> None:
+    assert PayloadMask(["card", "card_number"]).text(text) == shown

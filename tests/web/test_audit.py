@@ -180,6 +180,13 @@ async def test_pages_do_not_show_what_is_to_be_masked_and_the_api_does() -> None
         assert "***" in page
 
 
+async def test_to_ask_which_methods_there_are_is_no_change_that_was_denied(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        for path in ("/api/v1/sagas", "/api/v1/workflows", "/api/v1/sagas/x/cancel"):
+            await site.client.options(path, headers=AUDITOR)
+        assert await audited(site) == []
+
+
 async def test_a_reason_enters_the_audit_log_without_what_is_to_be_masked() -> None:
     async with open_site(payload_mask=PayloadMask(["card"])) as site:
         site.house.answers |= {"Payment.Charge": [REFUSED], "Inventory.Release": [REFUSED]}
