@@ -90,15 +90,20 @@ class CertificateEnds:
 
     def _tell(self, use: str, shown: Shown, now: datetime) -> None:
         if now >= shown.not_after:
-            event, level, at = "tls_certificate_expired", logging.ERROR, shown.not_after
+            event = "tls_certificate_expired"
         elif now < shown.not_before:
-            event, level, at = "tls_certificate_not_yet_valid", logging.WARNING, shown.not_before
+            event = "tls_certificate_not_yet_valid"
         elif now >= shown.not_after - SOON:
-            event, level, at = "tls_certificate_ends_soon", logging.WARNING, shown.not_after
+            event = "tls_certificate_ends_soon"
         else:
             self._told.pop(use, None)
             return
         before = self._told.get(use)
         if before is None or (before.event, before.shown) != (event, shown) or now >= before.at + AGAIN:
             self._told[use] = _Told(event, shown, now)
-            log.log(level, f"{event} use=%s file=%s at=%s", use, shown.file, at)
+            if event == "tls_certificate_expired":
+                log.error("tls_certificate_expired use=%s file=%s at=%s", use, shown.file, shown.not_after)
+            elif event == "tls_certificate_not_yet_valid":
+                log.warning("tls_certificate_not_yet_valid use=%s file=%s at=%s", use, shown.file, shown.not_before)
+            else:
+                log.warning("tls_certificate_ends_soon use=%s file=%s at=%s", use, shown.file, shown.not_after)
