@@ -1,7 +1,8 @@
 """Examples for the OpenAPI document: an order, as the sample workflow runs it, and what can go wrong with it.
 
 Requests are values of the very types that are parsed into, answers are made of values of the domain by the code that
-makes real ones, and errors are raised by the code that refuses real requests, so that none of them can be untrue.
+makes real ones, and errors are raised by the code that refuses real requests. What the store would make of it (the
+entries of the audit log, revisions) and the words of 404, 409 and an absent database are written here by hand.
 """
 
 from __future__ import annotations
