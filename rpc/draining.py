@@ -21,7 +21,7 @@ from grpclib.protocol import Buffer, H2Protocol, Stream
 from grpclib.server import Handler, Server
 from h2.errors import ErrorCodes
 
-from rpc.guarded_h2 import NEEDED, GuardedH2Protocol
+from rpc.guarded_h2 import NEEDED, GuardedH2Protocol, Turns
 from rpc.handshakes import Context, Handshakes
 from rpc.inbound import Received
 from rpc.server_errors import Failure, ShuttingDown, failure
@@ -120,6 +120,7 @@ class DrainingServer(Server):
         self._protocols: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
         self._refusing = False
         self._places: Places[object] = Places(limits.max_connections)
+        self._turns = Turns()
         self._room = Room(limits.max_requests, "calls")
         self._endless_room = Room(limits.max_requests, "watches of health and reflections")
 
@@ -142,7 +143,7 @@ class DrainingServer(Server):
         )
         handler.refusing = self._refusing  # a connection may still come out of the backlog while we drain
         self._handlers.add(handler)
-        protocol = GuardedH2Protocol(handler, self._config, self._h2_config, self._places)
+        protocol = GuardedH2Protocol(handler, self._config, self._h2_config, self._places, self._turns)
         handler.connection = protocol
         self._protocols.add(protocol)
         return protocol

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -18,7 +20,7 @@ from grpclib.config import Configuration
 from grpclib.protocol import EventsProcessor, H2Protocol
 from h2.config import H2Configuration
 from h2.errors import ErrorCodes
-from h2.events import Event
+from h2.events import Event, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 
 from bridge import running_loop
@@ -47,7 +49,37 @@ NEEDED = frozenset({":method", ":path"})
 """Headers a call cannot be told without."""
 
 
+class Turns:
+    """Of the connections that have sent more than is taken at once: in each round of the loop one of them takes more,
+    so that what a flood costs is between the answers to others, and not before them."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def ask(self, take: Callable[[], None]) -> None:
+        """`take` is called once, after those who asked before."""
+        self._waiting.append(take)
+        if len(self._waiting) == 1:
+            running_loop().call_soon(self._give)
+
+    def _give(self) -> None:
+        take = self._waiting[0]
+        try:
+            take()
+        finally:
+            self._waiting.popleft()
+            if self._waiting:
+                running_loop().call_soon(self._give)
+
+
 class _Events(EventsProcessor):
+    def process_all(self, events: Sequence[Event]) -> None:
+        """What a piece held. A call that is reset in it never begins: its task would cost most of it, for nothing."""
+        reset = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        for event in events:
+            if not (reset and isinstance(event, RequestReceived) and event.stream_id in reset):
+                self.process(event)
+
     def process(self, event: Event) -> None:
         # HTTP/2 says of what is not known: ignore it. grpclib raises.
         if event.__class__ in getattr(self, "processors", ()):
@@ -55,17 +87,25 @@ class _Events(EventsProcessor):
 
 
 class GuardedH2Protocol(H2Protocol):
-    """As grpclib's. A connection that has failed takes nothing more. `places`: of the connections that are open."""
+    """As grpclib's. A connection that has failed takes nothing more. `places`, `turns`: of all the connections that are
+    open."""
 
-    def __init__(self, handler: Any, config: Configuration, h2_config: H2Configuration, places: Places[object]) -> None:
+    processor: _Events
+
+    def __init__(
+        self, handler: Any, config: Configuration, h2_config: H2Configuration, places: Places[object], turns: Turns
+    ) -> None:
         super().__init__(handler, config, h2_config)
         self._places = places
+        self._turns = turns
         self._clock: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._head: asyncio.TimerHandle | None = None
         self._to_take = bytearray()
         self._is_taking = False
         """A turn has been asked for in which more of it is taken."""
+        self._is_known = False
+        """A call on it was answered. What comes on it is taken at once, and not after what strangers send."""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -82,8 +122,18 @@ class GuardedH2Protocol(H2Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._to_take += data
-        if not self._is_taking:
+        if self._is_taking:
+            return
+        if self._is_known:
             self._take_piece()
+        else:
+            self._ask_for_turn()
+
+    def _ask_for_turn(self) -> None:
+        assert self._transport is not None
+        self._is_taking = True
+        self._transport.pause_reading()
+        self._turns.ask(self._take_piece)
 
     def _take_piece(self) -> None:
         """A turn's worth of what has come; the rest when others have had theirs, and more is not read until then."""
@@ -102,9 +152,7 @@ class GuardedH2Protocol(H2Protocol):
         if self.connection.is_closing():
             self._to_take.clear()
         if self._to_take:
-            self._is_taking = True
-            transport.pause_reading()
-            running_loop().call_soon(self._take_piece)
+            self._ask_for_turn()
         elif not transport.is_reading():
             # Also when it closes: asyncio's TLS does not end for a peer that has ended while nothing was read.
             transport.resume_reading()
@@ -114,8 +162,7 @@ class GuardedH2Protocol(H2Protocol):
             events = self.connection.feed(piece)
             self.manners.judge(events)
             self.connection.flush()
-            for event in events:
-                self.processor.process(event)
+            self.processor.process_all(events)
             self._flush()
         except ProtocolError:
             self._flush()  # GOAWAY, which says why
@@ -146,6 +193,7 @@ class GuardedH2Protocol(H2Protocol):
     def note_calls(self, any_call: bool, *, is_busy: bool) -> None:
         """Whether a call is under way, and whether one is that keeps its connection its place."""
         (self._places.busy if is_busy else self._places.idle)(self)
+        self._is_known = self._is_known or not any_call
         if any_call and self._clock is not None:
             self._clock.cancel()
             self._clock = None
@@ -179,6 +227,8 @@ class GuardedH2Protocol(H2Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._places.leave(self)
+        self._to_take.clear()
+        self.manners.forget()
         for clock in (self._clock, self._stalled, self._head):
             if clock is not None:
                 clock.cancel()

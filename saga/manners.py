@@ -59,6 +59,19 @@ class BadManners(Exception):
     """The connection is to be ended; the text says why."""
 
 
+class Turns:
+    """Of the connections that have sent more than is taken at once: one of them goes on in each tick, so that what a
+    flood costs is between the answers to others, and not before them."""
+
+    def __init__(self) -> None:
+        self._next = trio.Lock()
+
+    async def wait(self) -> None:
+        """Returns after those who waited before."""
+        async with self._next:
+            await trio.lowlevel.checkpoint()
+
+
 class Manners:
     """Of one connection."""
 
@@ -88,6 +101,11 @@ class Manners:
             raise BadManners("too many frames that ask for nothing")
         if sum(len(frame.data) for frame in self._frames._headers_buffer) > MAX_HEAD_BYTES:
             raise BadManners(f"a head of more than {MAX_HEAD_BYTES} bytes")
+
+    def forget(self) -> None:
+        """Drops what was not taken, at the end of the connection; the rest of it goes when the garbage is collected."""
+        self._frames._data.clear()
+        self._frames._headers_buffer.clear()
 
     @property
     def head_is_under_way(self) -> bool:

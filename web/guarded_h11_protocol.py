@@ -17,7 +17,7 @@ from typing import Any, cast
 import h11
 import hypercorn.protocol
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError, H11Protocol
 from hypercorn.typing import H11SendableEvent
 
 
@@ -57,7 +57,12 @@ class GuardedH11Protocol(H11Protocol):
         await self._send(event)
 
     async def handle(self, event: Event) -> None:
-        await super().handle(event)
+        try:
+            await super().handle(event)
+        except (H2CProtocolRequiredError, H2ProtocolAssumedError):
+            # What has come is another protocol's, and is not kept here until the garbage is collected.
+            self.connection = cast(Any, _Ended())
+            raise
         if isinstance(event, Closed):
             self.connection = cast(Any, _Ended())
             await self.can_read.set()

@@ -26,9 +26,10 @@ from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 
-from saga.manners import HEAD_SECS, TURN_SECS, BadManners, Manners
+from saga.manners import HEAD_SECS, TURN_SECS, BadManners, Manners, Turns
 from web import guarded_tcp_server
 from web.guarded_tcp_server import Preface, log
+from web.handshakes import GuardedConfig
 
 
 class GuardedH2Protocol(H2Protocol):
@@ -37,6 +38,9 @@ class GuardedH2Protocol(H2Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._manners = Manners(self.connection.incoming_buffer)
+        self._turns = self.config.turns if isinstance(self.config, GuardedConfig) else Turns()
+        self._is_known = False
+        """A request on it was answered. What comes on it is taken at once, and not after what strangers send."""
         self._head_has_come: trio.Event | None = None
         """While a head is under way."""
 
@@ -47,6 +51,8 @@ class GuardedH2Protocol(H2Protocol):
 
     async def handle(self, event: Event) -> None:
         if isinstance(event, RawData):
+            if not self._is_known:
+                await self._turns.wait()
             turn_ends_at = trio.current_time() + TURN_SECS
             taken = 0
             while taken < len(event.data) and not self.closed:
@@ -55,13 +61,14 @@ class GuardedH2Protocol(H2Protocol):
                 await super().handle(RawData(piece))
                 self._watch_head()
                 if trio.current_time() >= turn_ends_at:
-                    await trio.lowlevel.checkpoint()
+                    await self._turns.wait()
                     turn_ends_at = trio.current_time() + TURN_SECS
             return
         await super().handle(event)
         if isinstance(event, Closed):
             for buffer in list(self.stream_buffers.values()):
                 await buffer.close()
+            self._manners.forget()
             self._watch_head()
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
@@ -104,7 +111,7 @@ class GuardedH2Protocol(H2Protocol):
                 if not await self._taken(Body(stream_id=event.stream_id, data=piece)):
                     return
         elif isinstance(event, EndBody):
-            await self._taken(event)
+            self._is_known |= await self._taken(event)
         else:
             await super().stream_send(event)
 

@@ -11,6 +11,7 @@ import trio
 from hypercorn.config import Config
 
 from saga.door_limits import DoorLimits, Places
+from saga.manners import Turns
 
 log = logging.getLogger("saga.web")
 
@@ -87,3 +88,4 @@ class GuardedConfig(Config):
     def __init__(self, max_connections: int = DoorLimits().max_connections) -> None:
         self.handshakes = Handshakes()
         self.places: Places[object] = Places(max_connections)
+        self.turns = Turns()
