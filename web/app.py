@@ -27,10 +27,11 @@ from saga.readiness import Readiness
 from saga.service import SagaService
 from saga.tracing import Tracer
 from web.api import Api, Operation, error_reply
+from web.asgi_scope import PRINCIPAL, REQUEST_ID, ROUTE, client_of, headers_by_name, request_of
 from web.docs_page import add_docs_page
-from web.door import PRINCIPAL, REQUEST_ID, ROUTE, SPAN, Door
+from web.door import Door
 from web.errors import MethodNotAllowed
-from web.exchange import Reply, Request, headers_by_name, peer_of
+from web.exchange import Reply
 from web.metrics import CONTENT_TYPE, PrometheusMeter
 from web.openapi import openapi
 from web.pages import PAGES, add_pages, error_page
@@ -118,18 +119,8 @@ def _note_route() -> None:
 def _view(api: Api, operation: Operation) -> Callable[..., Awaitable[Response]]:
     async def view(**path_values: str) -> Response:
         scope = _scope()
-        request = Request(
-            method=scope["method"],
-            path=scope["path"],
-            path_values=path_values,
-            query=scope["query_string"],
-            headers=headers_by_name(scope["headers"]),
-            body=cast(bytes, await quart.request.get_data()),
-            request_id=scope[REQUEST_ID],
-            principal=scope[PRINCIPAL],
-            address=peer_of(scope),
-            span=scope[SPAN],
-        )
+        body = cast(bytes, await quart.request.get_data())
+        request = request_of(scope, path_values, headers_by_name(scope), body)
         return _response(await api.answer(operation, request))
 
     return view
@@ -198,7 +189,7 @@ def _answer_errors(app: QuartTrio, api: Api) -> None:
             and scope["method"] == refused.method  # Quart answers OPTIONS by itself, and nobody asks for a change by it
         ):
             asked_by = audit.requester(
-                scope[PRINCIPAL], audit.Door.REST, address=peer_of(scope), request_id=scope[REQUEST_ID]
+                scope[PRINCIPAL], audit.Door.REST, address=client_of(scope), request_id=scope[REQUEST_ID]
             )
             await api.note_denied(refused, asked_by, (quart.request.view_args or {}).get("saga_id"))
         reply = error_reply(told, scope[REQUEST_ID])  # which logs it

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from saga.errors import Detail, Invalid, Overloaded, PayloadTooLarge
+from saga.errors import Detail, Invalid, Overloaded, PayloadTooLarge, RequestError, Unavailable
 
 BODY_SECS = 30.0
 """How long a whole body may take. A guess: a 1 MiB payload at 300 kbit/s."""
@@ -30,7 +30,7 @@ class ClientGone(Exception):
 class Unread(Exception):
     """The body is refused for `reason` and was not read to its end, so the connection cannot be used again."""
 
-    def __init__(self, reason: Invalid | Overloaded) -> None:
+    def __init__(self, reason: RequestError | Unavailable) -> None:
         super().__init__(str(reason))
         self.reason = reason
 

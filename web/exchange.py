@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
@@ -53,27 +52,3 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     content_type: str = JSON
     headers: dict[str, str] = {}
-
-
-def peer_of(scope: Mapping[str, Any]) -> str | None:
-    """The address at the other end of the connection that an ASGI scope came over."""
-    client = scope.get("client")
-    return client[0] if client else None
-
-
-def headers_by_name(pairs: list[tuple[bytes, bytes]]) -> dict[str, list[str]]:
-    """ASGI's header pairs by lower-case name."""
-    by_name: dict[str, list[str]] = {}
-    for name, value in pairs:
-        by_name.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-    return by_name
-
-
-def is_from_another_site(headers: Mapping[str, list[str]]) -> bool:
-    """Whether a page of another site had a browser send this. Every browser of today tells: over TLS and to loopback
-    what it is to this site, and else the origin of the page, where a proxy may have another name for us."""
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is not None:
-        return any(value not in ("same-origin", "none") for value in site)
-    ours = {*headers.get("host", ()), *headers.get("x-forwarded-host", ())}
-    return origin is not None and any(value.partition("://")[2] not in ours for value in origin)

@@ -28,7 +28,7 @@ from saga.ports import SagaFilter
 from saga.service import SagaService
 from saga.workflow import Step
 from web import schema
-from web.door import PRINCIPAL
+from web.asgi_scope import PRINCIPAL
 from web.errors import headers_of, status_of
 from web.parsing import parse_query
 from web.sign_in import PAGE_HEADERS

@@ -19,9 +19,9 @@ from quart_trio import QuartTrio
 from saga.access import Permission, Principal, require, single_authorization
 from saga.authentication import Authenticator
 from saga.errors import Detail, Invalid, MissingToken, PermissionDenied, RequestError, SagaError, Unavailable
-from web.door import PRINCIPAL
+from web.asgi_scope import PRINCIPAL, headers_by_name
 from web.errors import headers_of, status_of
-from web.exchange import headers_by_name, is_from_another_site
+from web.other_sites import is_from_another_site
 
 COOKIE = "saga_token"
 MAX_COOKIE_CHARS = 3800
@@ -78,9 +78,7 @@ def add_sign_in(
 
     async def _person() -> Principal:
         """Who asks for a page: by the header, which a proxy in front may set, or else by the cookie."""
-        authorization = single_authorization(
-            headers_by_name(cast(Any, quart.request.scope)["headers"]).get("authorization", ())
-        )
+        authorization = single_authorization(headers_by_name(cast(Any, quart.request.scope)).get("authorization", ()))
         if authorization is None and (token := quart.request.cookies.get(COOKIE)) is not None:
             principal = await authenticator.authenticate(f"Bearer {token}")
             quart.g.signed_in = None if principal.is_unrestricted else principal.subject
@@ -137,7 +135,7 @@ def _is_https() -> bool:
 
 def _refuse_other_sites() -> None:
     """Nobody is signed in, as somebody else perhaps, by a form on another site."""
-    if is_from_another_site(headers_by_name(cast(Any, quart.request.scope)["headers"])):
+    if is_from_another_site(headers_by_name(cast(Any, quart.request.scope))):
         raise PermissionDenied("this form can only be sent from this site")
 
 
