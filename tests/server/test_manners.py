@@ -4,14 +4,17 @@ heads and messages that do not end. Asked from outside, on both ports."""
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h2.events
 import pytest
 import trio
 from grpclib.const import Status
+from grpclib.server import Handler
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from k1s0.system.saga.v1 import saga_pb2 as pb
@@ -241,6 +244,79 @@ async def test_a_client_that_gives_up_some_of_its_requests_is_borne_with(tmp_pat
             with trio.fail_after(20):
                 status, _, _ = await client.answer(await ask(client, headers, body))
             assert status == 200
+        await client.close()
+
+
+# --- what others notice ----------------------------------------------------------------------------------------------
+
+FLOODING, REQUESTS = 20, 90
+"""Connections, and what each asks at once: fewer than it may."""
+
+MEANWHILE = 100
+"""How many of those may be answered before somebody else: a few turns' worth."""
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, part: str) -> int:
+    return sum(part in record.getMessage() for record in caplog.records)
+
+
+@DOORS
+async def test_a_client_that_is_known_is_answered_before_those_who_ask_much_at_once(
+    tmp_path: Path, door: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with open_doors(tmp_path) as doors:
+        port = port_of(doors, door)
+        asked, part = get_of(door, "known"), "path=/api/v1/sagas/flood" if door == "rest" else "method=ListSagas"
+        if door == "rest":
+            flood: tuple[list[tuple[str, str]], bytes | None] = rest_headers("/api/v1/sagas/flood"), None
+        else:
+            flood = grpc_headers(SAGA + "ListSagas"), message(b"")
+        known = await client_of(port)
+        with trio.fail_after(60):
+            await known.answer(await ask(known, *asked))
+            streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(FLOODING)]
+            flooding = [H2Client(stream) for stream in streams]
+            for client in flooding:
+                for _ in range(REQUESTS):
+                    stream_id = client.connection.get_next_available_stream_id()
+                    client.connection.send_headers(stream_id, flood[0], end_stream=flood[1] is None)
+                    if flood[1] is not None:
+                        client.connection.send_data(stream_id, flood[1], end_stream=True)
+            for stream, client in zip(streams, flooding, strict=True):
+                # Without a turn for the server between the first and the last.
+                os.write(stream.socket.fileno(), client.connection.data_to_send())
+            await known.answer(await ask(known, *asked))
+            before = lines_of(caplog, part)
+            for client in flooding:
+                ended = 0
+                while ended < REQUESTS:
+                    ended += sum(isinstance(event, h2.events.StreamEnded) for event in await client.events())
+        assert lines_of(caplog, part) == FLOODING * REQUESTS
+        assert before < MEANWHILE
+        for client in [known, *flooding]:
+            await client.close()
+
+
+async def test_a_call_that_is_reset_at_once_never_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    accept = Handler.accept
+
+    def told(self: Handler, stream: Any, headers: Any, release_stream: Any) -> None:
+        begun.append(dict(headers)[":path"])
+        accept(self, stream, headers, release_stream)
+
+    monkeypatch.setattr(Handler, "accept", told)
+    async with open_doors(tmp_path) as doors:
+        client = await client_of(doors.grpc_port)
+        for _ in range(10):
+            stream_id = client.connection.get_next_available_stream_id()
+            client.connection.send_headers(stream_id, grpc_headers(SAGA + "ListSagas"))
+            client.connection.send_data(stream_id, message(b""), end_stream=True)
+            client.connection.reset_stream(stream_id)
+        with trio.fail_after(20):
+            await client.answer(await ask(client, *get_of("grpc", "known")))
+        assert begun == [SAGA + "GetSaga"]
         await client.close()
 
 
