@@ -31,7 +31,7 @@ class AsgiExchange:
         self.headers = headers = headers_by_name(scope)
         self.request_id = scope[REQUEST_ID] = request_id(headers.get("x-request-id", [None])[-1])
         self._traceparent = single_traceparent(headers.get("traceparent", ()))
-        scope[SPAN] = requests.span(self._traceparent, ",".join(headers.get("tracestate", ())))
+        scope[SPAN] = requests.span(self._traceparent, headers.get("tracestate", ()))
         self._has_connection_header = scope["http_version"] != "2"  # which forbids it
         self._send = send
         self._requests = requests

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from saga.access import NOBODY, Principal
 from saga.meter import Meter
@@ -30,9 +30,9 @@ class RequestLog:
         self._tracer = tracer
         self._routes = {route: re.compile(re.sub(r"{\w+}", "[^/]+", route)) for route in routes}
 
-    def span(self, traceparent: str | None, tracestate: str) -> RequestSpan | None:
+    def span(self, traceparent: str | None, tracestate: Sequence[str]) -> RequestSpan | None:
         """The span of a request that has just come, from what its headers say; None: none are kept."""
-        return RequestSpan(self._tracer, traceparent, tracestate) if self._tracer.enabled else None
+        return RequestSpan(self._tracer, traceparent, ",".join(tracestate)) if self._tracer.enabled else None
 
     def tell(self, scope: Scope, status: int, seconds: float) -> None:
         """The request was answered with `status`, so many seconds after it came."""
