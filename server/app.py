@@ -45,9 +45,9 @@ SECOND_SIGNAL_SECS = 1.0
 the child again), not a person who has lost patience."""
 
 
-def serve(config: Config, *, insecure: bool = False, seat: Seat | None = None) -> int:
+def serve(config: Config, *, seat: Seat | None = None) -> int:
     """Runs the server until it is told to stop; the value is the exit status. `CannotStart`, `ConfigInvalid`."""
-    check(config, insecure=insecure)
+    check(config)
     _allow_files(2 * config.server.limits.max_connections + OTHER_FILES)
     # open_loop() wraps whatever leaves it in groups, so what a person can mend is carried out as a value.
     outcome = trio.run(_serve, config, seat)

@@ -13,12 +13,11 @@ from server.tls import file_problems
 log = logging.getLogger("saga.server")
 
 
-def check(config: Config, *, insecure: bool) -> None:
-    """Refuses (`ConfigInvalid`) what this release cannot do, and access by anybody unless `insecure`."""
+def check(config: Config) -> None:
+    """Refuses (`ConfigInvalid`) what this release cannot do, and access by anybody unless it is `insecure`."""
     _refuse_what_is_not_there(config)
-    if not insecure:
-        config.refuse_open_access()
-    elif config.auth is None and not config.server.is_loopback:
+    config.refuse_open_access()
+    if config.auth is None and not config.server.is_loopback:
         log.warning(
             "no_access_control host=%s message=%s",
             config.server.host,

@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the server: REST, gRPC and the engine")
     _add_config(serve)
     serve.add_argument(
-        "--insecure", action="store_true", help="without an `auth` section, listen on other than loopback addresses too"
+        "--insecure",
+        action="store_true",
+        help="without an `auth` section, listen on other than loopback addresses too, and answer under any name",
     )
     serve.add_argument(
         "--workers", type=_count, default=1, metavar="N", help="N processes on the same ports (needs PostgreSQL)"
@@ -97,6 +99,8 @@ def _fail(message: str) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    import msgspec
+
     from saga.payload_mask import PayloadMask
     from server import app, logs
     from server.config import ConfigInvalid
@@ -107,6 +111,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     try:
         config = load_config(arguments.config, os.environ)
+        config = msgspec.structs.replace(config, insecure=arguments.insecure)
         logs.configure(
             config.observability.log,
             secrets=secrets_of(config),
@@ -114,8 +119,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         )
         app.tell_beginnings(config, config_file(arguments.config, os.environ), arguments.workers)
         if arguments.workers > 1:
-            return serve_workers(config, arguments.workers, insecure=arguments.insecure)
-        return app.serve(config, insecure=arguments.insecure)
+            return serve_workers(config, arguments.workers)
+        return app.serve(config)
     except (ConfigInvalid, CannotStart) as error:
         logs.tell_why_not(str(error))
         return 1

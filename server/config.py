@@ -286,7 +286,8 @@ class ObservabilityConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an operator can say. `database` None: the embedded store. `kafka` None: no events. `auth` None: no
-    tokens are asked for. `source`: the file it was read from."""
+    tokens are asked for. `source`: the file it was read from. `insecure`: without `auth`, others than this machine may
+    come too; said on the command line alone."""
 
     app: AppConfig = AppConfig()
     server: ServerConfig = ServerConfig()
@@ -297,10 +298,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     auth: AuthConfig | None = None
     observability: ObservabilityConfig = ObservabilityConfig()
     source: Path | None = None
+    insecure: bool = False
+
+    @property
+    def is_for_this_machine_only(self) -> bool:
+        """Anybody on it may do everything, and nobody else may come."""
+        return self.auth is None and not self.insecure
 
     def refuse_open_access(self) -> None:
         """Raises `ConfigInvalid` when others than this machine could call without a token (spec section 9)."""
-        if self.auth is None and not self.server.is_loopback:
+        if self.is_for_this_machine_only and not self.server.is_loopback:
             raise ConfigInvalid(
                 (
                     f"server.host: expected a loopback address, got {self.server.host!r}: without an `auth` section "

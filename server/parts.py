@@ -162,6 +162,7 @@ def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | Non
         shared_metrics=shared,
         payload_mask=payload_mask,
         limits=limits,
+        loopback_names_only=config.is_for_this_machine_only,
     )
     return Parts(
         meter=meter,

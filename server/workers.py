@@ -59,9 +59,9 @@ READY = b"r"
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
+def serve_workers(config: Config, count: int) -> int:
     """Runs `count` workers until told to stop; the value is the exit status. `CannotStart`, `ConfigInvalid`."""
-    check(config, insecure=insecure)
+    check(config)
     if config.database is None:
         raise ConfigInvalid(
             (
@@ -85,7 +85,7 @@ def serve_workers(config: Config, count: int, *, insecure: bool = False) -> int:
                 payload_mask=PayloadMask(config.observability.redact),
             )
             seat = Seat(number=number, ready=ready, metrics_folder=metrics_folder)
-            return app.serve(config, insecure=insecure, seat=seat)
+            return app.serve(config, seat=seat)
 
         supervision = stack.enter_context(
             Supervision(count, work, kill_after_secs=config.saga.shutdown_grace_secs + STOP_SECS)

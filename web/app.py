@@ -68,12 +68,14 @@ def create_app(
     shared_metrics: SharedMetrics | None = None,
     payload_mask: PayloadMask = NOTHING,
     limits: DoorLimits | None = None,
+    loopback_names_only: bool = False,
 ) -> QuartTrio:
     """The application; serve it with `serving.serve_rest`.
 
     `authenticator`: tells who asks. `drain`: begun by whoever stops the process, ends long polls. Without
     `readiness` and `meter` the application has ones of its own; with `shared_metrics` it tells of other workers' too.
     `payload_mask`: what the pages do not show. `limits`: those of requests and bodies.
+    `loopback_names_only`: what is asked of another name than this machine's loopback has is refused.
     """
     meter = meter or PrometheusMeter()
     api = Api(service, drain, readiness or Readiness(service, drain))
@@ -105,6 +107,7 @@ def create_app(
         drain,
         service.max_payload_bytes,
         limits or DoorLimits(),
+        loopback_names_only=loopback_names_only,
     )
     app.asgi_app = shield_last(door)  # type: ignore[method-assign,assignment]  # Quart's documented way to wrap it
     return app

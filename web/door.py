@@ -28,7 +28,7 @@ from web.api import BASE, Api, Operation
 from web.asgi_exchange import AsgiExchange, send_reply, sending_within
 from web.asgi_scope import PRINCIPAL, ROUTE, request_of
 from web.body import ClientGone, Unread, discard_body, read_body
-from web.other_sites import is_from_another_site
+from web.other_sites import is_from_another_site, is_to_loopback
 from web.request_log import PROBED, RequestLog
 from web.shield_last import Asgi, Receive, Scope, Send
 
@@ -61,11 +61,14 @@ class Door:
         drain: Drain,
         max_payload_bytes: int,
         limits: DoorLimits,
+        *,
+        loopback_names_only: bool = False,
     ) -> None:
         self._inner = inner
         self._api = api
         self._authenticator = authenticator
         self._drain = drain
+        self._loopback_names_only = loopback_names_only
         self._max_body_bytes = max(max_payload_bytes, WORKFLOW_BODY_BYTES) + BODY_SLACK_BYTES
         self._room = Room(limits.max_requests, "requests")
         self._bodies = BodyRoom(limits.max_body_bytes)
@@ -144,6 +147,9 @@ class Door:
 
     async def _principal(self, method: str, path: str, headers: dict[str, list[str]]) -> Principal:
         """Who asks the API. Whoever asks for something else is nobody here; the pages see to their own (pages.py)."""
+        if self._loopback_names_only and path not in PROBED and not is_to_loopback(headers):
+            message = "without access control only what is sent to localhost, 127.0.0.1 or [::1] is answered"
+            raise PermissionDenied(message)
         if not path.startswith(BASE):
             return NOBODY
         authorization = single_authorization(headers.get("authorization", ()))

@@ -51,7 +51,10 @@ def readiness(server: ServerProcess) -> tuple[int, str]:
 def post(server: ServerProcess, body: dict[str, Any]) -> tuple[socket.socket, bytes]:
     """A start request of which the last bytes are still to be sent."""
     text = json.dumps(body).encode()
-    head = f"POST /api/v1/sagas HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
+    head = (
+        "POST /api/v1/sagas HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(text)}"
+    )
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.settimeout(30)
     connection.sendall(head.encode() + b"\r\n\r\n" + text[:-5])

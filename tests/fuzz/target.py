@@ -79,7 +79,8 @@ def target(folder: Path, *, tls: bool = False) -> Iterator[Target]:
     env = {}
     if made is not None:
         env = {"SAGA__SERVER__TLS__CERT_FILE": made.cert_file, "SAGA__SERVER__TLS__KEY_FILE": made.key_file}
-    with server_process(folder, config, env=env) as server:
+    # Insecure: what is sent under other names is to come as far as the rest.
+    with server_process(folder, config, "--insecure", env=env) as server:
         server.spawn()
         ready = Target(server, made)
         ready.until_ready()

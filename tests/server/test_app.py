@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -140,6 +141,15 @@ def test_without_auth_it_listens_on_loopback_only_unless_insecure(tmp_path: Path
         server.port = everywhere["server"]["port"]
         server.start()
         assert "no_access_control" in server.log
+        assert status_under_the_name("evil.example", server) == 200
+    with server_process(tmp_path, {}) as server:
+        server.start()
+        assert status_under_the_name("evil.example", server) == 403
+        assert status_under_the_name(f"localhost:{server.port}", server) == 200
+
+
+def status_under_the_name(host: str, server: ServerProcess) -> int:
+    return httpx.get(f"http://127.0.0.1:{server.port}/api/v1/sagas", headers={"Host": host}, timeout=20).status_code
 
 
 def test_with_auth_it_listens_everywhere_and_says_so_when_its_keys_could_be_forged_on_the_way(tmp_path: Path) -> None:

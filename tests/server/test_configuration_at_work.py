@@ -77,7 +77,7 @@ def test_the_limits_of_the_configuration_hold_on_both_ports(tmp_path: Path) -> N
                 while opened[0].recv(4096):  # it gave its place to the eighth
                     pass
             under_way = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            under_way.sendall(b"POST /api/v1/sagas HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+            under_way.sendall(b"POST /api/v1/sagas HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
             give_up_at = time.monotonic() + 20
             while (status := server.call("GET", "/api/v1/workflows")[0]) != 503:
                 assert status == 200

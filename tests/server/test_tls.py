@@ -365,7 +365,7 @@ def test_a_start_with_files_that_are_not_there_is_refused_with_all_of_them() -> 
     service = ServiceSettings(host="localhost", port=1, tls=ServiceTls(ca_file="/nowhere/ca.pem"))
     tls = ServerTls(cert_file="/nowhere/cert.pem", key_file="/nowhere/key.pem")
     with pytest.raises(ConfigInvalid) as caught:
-        check(Config(server=ServerConfig(tls=tls), services={"shop": service}), insecure=False)
+        check(Config(server=ServerConfig(tls=tls), services={"shop": service}))
     assert [line.split(": /nowhere")[0] for line in caught.value.problems] == [
         "server.tls.cert_file",
         "server.tls.key_file",
@@ -377,4 +377,4 @@ def test_tls_does_not_open_the_server_to_others_without_tokens(tmp_path: Path) -
     made = certificate(tmp_path, "client")
     tls = ServerTls(cert_file=made.cert_file, key_file=made.key_file, client_ca_file=made.ca_file)
     with pytest.raises(ConfigInvalid, match=r"server\.host: expected a loopback address"):
-        check(Config(server=ServerConfig(host="0.0.0.0", tls=tls)), insecure=False)
+        check(Config(server=ServerConfig(host="0.0.0.0", tls=tls)))

@@ -53,6 +53,8 @@ async def open_site(
     authenticator: Authenticator | None = None,
     payload_mask: PayloadMask = NOTHING,
     limits: DoorLimits | None = None,
+    *,
+    loopback_names_only: bool = False,
 ) -> AsyncIterator[Site]:
     meter = PrometheusMeter()
     async with orchestrator(meter, max_payload_bytes, payload_mask) as house, trio.open_nursery() as nursery:
@@ -64,6 +66,7 @@ async def open_site(
             meter=meter,
             payload_mask=payload_mask,
             limits=limits,
+            loopback_names_only=loopback_names_only,
         )
         started: list[Site] = []
 

@@ -21,6 +21,7 @@ from tests.support.issuer import Issuer, issuer, token, token_of
 from tests.support.orchestrator import HANGS, ORDER
 from tests.support.verifier import verifier
 from tests.web.conftest import Site, guarded_site, open_site
+from tests.web.raw import H2Client, exchange
 from web.api import Api, Operation
 from web.app import DOCUMENTS, create_app
 from web.pages import PAGES
@@ -225,6 +226,61 @@ async def test_without_access_control_no_page_of_another_site_changes_anything(s
     for headers in ours:
         answer = await site.client.post("/api/v1/sagas", json={"workflow_name": "order"}, headers=headers)
         assert answer.status_code == 201, headers
+
+
+async def test_without_access_control_only_names_of_the_loopback_are_answered_to() -> None:
+    async with open_site(loopback_names_only=True) as site:
+        pages = (
+            "/api/v1/sagas",
+            "/api/v1/none",
+            "/",
+            "/audit",
+            f"/sagas/{NO_SAGA}",
+            "/sign-in",
+            "/docs",
+            "/static/style.css",
+        )
+        for host in (
+            "evil.example",
+            "evil.example:80",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "0.0.0.0",
+            "[::]",
+        ):
+            for path in pages:
+                answer = await site.client.get(path, headers={"Host": host})
+                assert (answer.status_code, code(answer)) == (403, DENIED), (host, path)
+            # To a browser that was led astray the page has the very origin that it asks.
+            page = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+            answer = await site.client.post("/api/v1/sagas", json={"workflow_name": "order"}, headers=page)
+            assert (answer.status_code, code(answer)) == (403, DENIED), host
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert (await site.client.get(path, headers={"Host": host})).status_code == 200
+        assert (await site.client.get("/api/v1/sagas")).json()["pagination"]["total_count"] == 0
+        port = f":{site.port}"
+        for host in (
+            "localhost",
+            "LOCALHOST" + port,
+            "localhost.",
+            "saga.localhost" + port,
+            "127.0.0.1",
+            "127.8.9.1" + port,
+            "[::1]",
+            "[::1]" + port,
+        ):
+            answer = await site.client.get("/api/v1/sagas", headers={"Host": host})
+            assert answer.status_code == 200, host
+        # No browser sends these.
+        for head in (
+            b"GET /api/v1/sagas HTTP/1.0\r\n\r\n",
+            b"GET /api/v1/sagas HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n",
+        ):
+            assert (await exchange(site.port, head)).startswith(b"HTTP/1.1 200 ")
+        over_http2 = H2Client(await trio.open_tcp_stream("127.0.0.1", site.port))
+        status, _, _ = await over_http2.answer(await over_http2.request("GET", "/api/v1/sagas"))
+        assert status == 403  # its `:authority` is another name
+        await over_http2.close()
 
 
 async def test_with_a_token_it_does_not_matter_which_page_asks(idp: Issuer) -> None:
