@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 import trio
@@ -15,16 +14,12 @@ import trio
 from saga.audit import AuditAction, AuditEntry, AuditFilter, AuditOutcome, NewAuditEntry, Requester
 from saga.denials import Denials
 from saga.errors import Detail, RowRejected, Unavailable, refused
+from saga.names import check_name
+from saga.paging import check_page_size, read_cursor, write_cursor
 from saga.ports import Store
 from saga.saga_id import canonical_saga_id
 
-MAX_PAGE_SIZE = 200
 DEFAULT_PAGE_SIZE = 50
-MAX_PRINCIPAL = 255
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_CURSOR = re.compile(r"([0-9]{1,17})_([0-9]{1,18})")
 
 log = logging.getLogger("saga.audit")
 
@@ -49,31 +44,19 @@ class AuditTrail:
     ) -> AuditPage:
         """A page, newest first. `Invalid`: a size, an id or a cursor that cannot be."""
         details: list[Detail] = []
-        if not 1 <= page_size <= MAX_PAGE_SIZE:
-            details.append(
-                Detail(field="page_size", reason="out_of_range", message=f"expected int from 1 to {MAX_PAGE_SIZE}")
-            )
+        check_page_size(details, page_size)
         if where.saga_id is not None:
             saga_id = canonical_saga_id(where.saga_id)
             if saga_id is None:
                 details.append(Detail(field="saga_id", reason="malformed", message="expected the id of a saga"))
             where = msgspec.structs.replace(where, saga_id=saga_id)
-        if where.principal is not None and not (1 <= len(where.principal) <= MAX_PRINCIPAL):
-            message = f"expected 1 to {MAX_PRINCIPAL} characters"
-            details.append(Detail(field="principal", reason="length", message=message))
-        elif where.principal is not None and not where.principal.isprintable():
-            details.append(Detail(field="principal", reason="characters", message="expected printable characters"))
-        after = _decode_cursor(cursor) if cursor is not None else None
-        if cursor is not None and after is None:
-            details.append(Detail(field="cursor", reason="malformed", message="not a cursor of this API"))
+        if where.principal is not None:
+            check_name(details, "principal", where.principal)
+        after = read_cursor(details, cursor, _entry_number)
         if details:
             raise refused(details)
         found = await self._store.list_audit(where, limit=page_size, after=after)
-        return AuditPage(
-            entries=found.entries,
-            page_size=page_size,
-            next_cursor=_encode_cursor(found.next_cursor) if found.next_cursor else None,
-        )
+        return AuditPage(entries=found.entries, page_size=page_size, next_cursor=write_cursor(found.next_cursor))
 
     async def note_denied(self, asked_by: Requester, action: AuditAction, saga_id: str | None = None) -> None:
         """Enters that `asked_by` lacked the permission, unless that principal has left too many such entries of late.
@@ -94,10 +77,5 @@ class AuditTrail:
             log.warning("denial_not_entered action=%s principal=%s error=%s", action, asked_by.principal, error)
 
 
-def _encode_cursor(key: tuple[datetime, int]) -> str:
-    return f"{(key[0] - _EPOCH) // _MICROSECOND}_{key[1]}"
-
-
-def _decode_cursor(cursor: str) -> tuple[datetime, int] | None:
-    match = _CURSOR.fullmatch(cursor)
-    return None if match is None else (_EPOCH + int(match[1]) * _MICROSECOND, int(match[2]))
+def _entry_number(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None

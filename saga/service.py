@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -29,6 +27,8 @@ from saga.json_bounds import encode_within_bounds
 from saga.log_fields import note_saga
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepLog
+from saga.names import check_name
+from saga.paging import check_page_size, read_cursor, write_cursor
 from saga.payload_mask import NOTHING, PayloadMask
 from saga.ports import Clock, NewSaga, Page, Record, SagaFilter, SchemaState, Store, UndoDebt
 from saga.saga_id import canonical_saga_id
@@ -41,16 +41,9 @@ from saga.workflow_yaml import parse_workflow
 
 log = logging.getLogger("saga.service")
 
-MAX_NAME = 255
-"""Characters in workflow_name, correlation_id, initiated_by and an idempotency key: the columns' width."""
-MAX_PAGE_SIZE = 200
 MAX_WAIT_SECS = 60.0
 ELSEWHERE_POLL_SECS = 0.5
 """How often a watcher reads the store for moves made by another worker."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_CURSOR = re.compile(r"([0-9]{1,17})_([0-9a-f-]{36})")
 
 
 class StartSaga(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,11 +213,11 @@ class SagaService:
 
     def _check(self, request: StartSaga) -> bytes:
         details: list[Detail] = []
-        _check_text(details, "workflow_name", request.workflow_name)
+        check_name(details, "workflow_name", request.workflow_name)
         for name in ("correlation_id", "initiated_by", "idempotency_key"):
             value: str | None = getattr(request, name)
             if value is not None:
-                _check_text(details, "Idempotency-Key" if name == "idempotency_key" else name, value)
+                check_name(details, "Idempotency-Key" if name == "idempotency_key" else name, value)
         body = encode_within_bounds("payload", request.payload, self.max_payload_bytes, details)
         if details:
             raise refused(details)
@@ -266,16 +259,11 @@ class SagaService:
         details: list[Detail] = []
         if page < 1:
             details.append(Detail(field="page", reason="out_of_range", message="expected int >= 1"))
-        if not 1 <= page_size <= MAX_PAGE_SIZE:
-            details.append(
-                Detail(field="page_size", reason="out_of_range", message=f"expected int from 1 to {MAX_PAGE_SIZE}")
-            )
+        check_page_size(details, page_size)
         for name in ("workflow_name", "correlation_id"):
             if (value := getattr(where, name)) is not None:
-                _check_text(details, name, value)
-        after = _decode_cursor(cursor) if cursor is not None else None
-        if cursor is not None and after is None:
-            details.append(Detail(field="cursor", reason="malformed", message="not a cursor of this API"))
+                check_name(details, name, value)
+        after = read_cursor(details, cursor, canonical_saga_id)
         offset = (page - 1) * page_size
         if offset > 2**31:
             details.append(Detail(field="page", reason="out_of_range", message="too far; use cursor"))
@@ -288,7 +276,7 @@ class SagaService:
             page=page,
             page_size=page_size,
             has_next=found.next_cursor is not None,
-            next_cursor=_encode_cursor(found.next_cursor) if found.next_cursor else None,
+            next_cursor=write_cursor(found.next_cursor),
         )
 
     async def cancel(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga:
@@ -444,13 +432,6 @@ class SagaService:
         return self._supervisor.is_draining
 
 
-def _check_text(details: list[Detail], field: str, value: str) -> None:
-    if not 1 <= len(value) <= MAX_NAME:
-        details.append(Detail(field=field, reason="length", message=f"expected 1 to {MAX_NAME} characters"))
-    elif not value.isprintable():
-        details.append(Detail(field=field, reason="characters", message="expected printable characters"))
-
-
 def _digest(request: StartSaga, body: bytes) -> str:
     """Stands for everything the caller asked for, so that key order in the payload does not matter."""
     canonical = msgspec.json.encode(
@@ -469,15 +450,3 @@ def _context_of(request: StartSaga, saga_id: str) -> TraceContext | None:
     if context is None:
         return TraceContext(trace_id=saga_id.replace("-", ""), span_id=request.span_id)
     return msgspec.structs.replace(context, span_id=request.span_id)
-
-
-def _encode_cursor(key: tuple[datetime, str]) -> str:
-    return f"{(key[0] - _EPOCH) // _MICROSECOND}_{key[1]}"
-
-
-def _decode_cursor(cursor: str) -> tuple[datetime, str] | None:
-    match = _CURSOR.fullmatch(cursor)
-    saga_id = canonical_saga_id(match[2]) if match else None
-    if match is None or saga_id is None:
-        return None
-    return _EPOCH + int(match[1]) * _MICROSECOND, saga_id

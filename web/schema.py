@@ -16,12 +16,13 @@ from msgspec import Meta
 
 from saga.audit import AuditAction, AuditFilter, AuditOutcome, Door
 from saga.audit_trail import DEFAULT_PAGE_SIZE as DEFAULT_AUDIT_PAGE_SIZE
-from saga.audit_trail import MAX_PAGE_SIZE as MAX_AUDIT_PAGE_SIZE
 from saga.json_bounds import MAX_DEPTH
 from saga.model import SagaStatus, StepAction, StepStatus
+from saga.names import MAX_NAME
+from saga.paging import MAX_PAGE_SIZE
 from saga.request_id import MAX_LENGTH as MAX_REQUEST_ID
 from saga.saga_id import PATTERN as SAGA_ID_PATTERN
-from saga.service import MAX_NAME, MAX_PAGE_SIZE, MAX_WAIT_SECS
+from saga.service import MAX_WAIT_SECS
 from saga.undo_corrections import MAX_REASON
 from saga.workflow import OnUnknown, RetryPolicy
 from saga.workflow_yaml import MAX_YAML_BYTES
@@ -238,9 +239,9 @@ class ListAuditQuery(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            le=MAX_AUDIT_PAGE_SIZE,
+            le=MAX_PAGE_SIZE,
             description="entries on a page",
-            extra={"expected": f"int from 1 to {MAX_AUDIT_PAGE_SIZE}"},
+            extra={"expected": f"int from 1 to {MAX_PAGE_SIZE}"},
         ),
     ] = DEFAULT_AUDIT_PAGE_SIZE
     saga_id: Annotated[SagaId | None, Meta(description="equal to; the saga need not be kept any more")] = None
@@ -440,7 +441,7 @@ class AuditEntryView(msgspec.Struct, frozen=True, kw_only=True):
 class CursorPagination(msgspec.Struct, frozen=True, kw_only=True):
     """Where the rest of a list is."""
 
-    page_size: Annotated[int, Meta(ge=1, le=MAX_AUDIT_PAGE_SIZE, description="as asked for")]
+    page_size: Annotated[int, Meta(ge=1, le=MAX_PAGE_SIZE, description="as asked for")]
     has_next: Annotated[bool, Meta(description="there are older ones")]
     next_cursor: Annotated[str | None, Meta(description="leads to them; null: there are none")]
 

@@ -12,10 +12,10 @@ from trio.testing import MockClock
 
 from saga.access import ANONYMOUS, Principal, Role
 from saga.audit import IN_PROCESS, AuditAction, AuditEntry, AuditFilter, AuditOutcome, Door, Requester, requester
-from saga.audit_trail import MAX_PAGE_SIZE
 from saga.denials import BURST, PRINCIPALS, REFILL_SECS, Denials
 from saga.errors import Conflict, Invalid, NotFound, Unavailable
 from saga.model import Saga
+from saga.paging import MAX_PAGE_SIZE
 from saga.retention import BATCH, DAY_SECS, AuditRetention
 from saga.service import StartSaga
 from tests.saga.samples import patient, step, workflow

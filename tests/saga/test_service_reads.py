@@ -11,8 +11,9 @@ from trio.testing import MockClock
 
 from saga.errors import Invalid, NotFound
 from saga.model import SagaStatus
+from saga.paging import MAX_PAGE_SIZE
 from saga.ports import SagaFilter
-from saga.service import ELSEWHERE_POLL_SECS, MAX_PAGE_SIZE, SagaService, StartSaga
+from saga.service import ELSEWHERE_POLL_SECS, SagaService, StartSaga
 from tests.saga.at_work import UNKNOWN_ID, reasons, settle, start
 from tests.saga.at_work import settled_worker_of as worker_of
 from tests.saga.samples import patient, step, workflow

@@ -20,7 +20,7 @@ from saga.authentication import OpenAccess
 from saga.drain import Drain
 from saga.errors import Invalid
 from saga.model import Json, SagaStatus
-from saga.service import MAX_NAME
+from saga.names import MAX_NAME
 from saga.undo_corrections import MAX_REASON, read_corrections
 from saga.workflow_yaml import parse_workflow
 from web import examples
