@@ -50,8 +50,7 @@ NEEDED = frozenset({":method", ":path"})
 
 
 class Turns:
-    """Of the connections that have sent more than is taken at once: in each round of the loop one of them takes more,
-    so that what a flood costs is between the answers to others, and not before them."""
+    """As `saga.manners.Turns`, for callbacks: in each round of the loop one connection has its turn."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()

@@ -61,6 +61,15 @@ class GuardedTCPServer(TCPServer):
                 await self._run()
             finally:
                 places.leave(self)
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """The buffers of TLS go with the connection: Trio's stream refers to itself, and they would wait for the
+        garbage to be collected."""
+        stream: object = self.stream
+        if isinstance(stream, trio.SSLStream):
+            del stream._handshook
+        del self.stream
 
     async def _run(self) -> None:
         watch_for_silence(cast(trio.SocketStream, self.stream).socket)
