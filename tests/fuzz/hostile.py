@@ -8,7 +8,7 @@ import json
 import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 import trio
@@ -47,11 +47,12 @@ class Kind(NamedTuple):
 
 class Outcome(NamedTuple):
     """By how many bytes the server grew over the first half, and by how many over the second; and the longest that
-    somebody else waited for an answer, at the REST door and at the gRPC door."""
+    somebody else waited for an answer, at whichever door, on a connection they had and on a new one."""
 
     first: int
     second: int
-    witness_secs: float
+    known_secs: float
+    new_secs: float
 
 
 def post(path: str, body: bytes, *headers: bytes) -> bytes:
@@ -208,31 +209,56 @@ async def send(port: int, sent: bytes, trusting: Context | None) -> None:
         pass
 
 
+class Asked(NamedTuple):
+    """Something small."""
+
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+
+
+ASKED_OF_REST = Asked([(":method", "GET"), (":scheme", "http"), (":path", "/api/v1/workflows"), (":authority", "a")])
+ASKED_OF_GRPC = Asked([(name, value.replace("GetSaga", "ListWorkflows")) for name, value in GRPC], b"\0" * 5)
+
+
 class Witness:
-    """Somebody who asks for something small all the while, at both doors. `longest_secs`: what they waited at most."""
+    """Somebody who asks all the while. `longest_secs`: what they waited at most."""
 
     def __init__(self) -> None:
         self.longest_secs = 0.0
 
-    async def ask_on(self, port: int, headers: list[tuple[str, str]], body: bytes, trusting: Context | None) -> None:
+    async def stay(self, port: int, asked: Asked, trusting: Context | None) -> None:
+        """On one connection."""
         async with connected(port, "h2", trusting) as stream:
             client = H2Client(stream)
             while True:
-                began = trio.current_time()
-                number: int = client.connection.get_next_available_stream_id()
-                client.connection.send_headers(number, headers, end_stream=not body)
-                if body:
-                    client.connection.send_data(number, body, end_stream=True)
-                await client.send()
-                with trio.fail_after(60):
-                    status, _, _ = await client.answer(number)
-                assert status == 200
-                self.longest_secs = max(self.longest_secs, trio.current_time() - began)
+                with self._waiting():
+                    await _ask(client, asked)
                 await trio.sleep(0.02)
 
+    async def come(self, port: int, asked: Asked, trusting: Context | None) -> None:
+        """On a new connection each time."""
+        while True:
+            with self._waiting():
+                async with connected(port, "h2", trusting) as stream:
+                    await _ask(H2Client(stream), asked)
+            await trio.sleep(0.1)
 
-ASKED_OF_REST = [(":method", "GET"), (":scheme", "http"), (":path", "/api/v1/workflows"), (":authority", "a")]
-ASKED_OF_GRPC = [(name, value.replace("GetSaga", "ListWorkflows")) for name, value in GRPC]
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = trio.current_time()
+        with trio.fail_after(60):
+            yield
+        self.longest_secs = max(self.longest_secs, trio.current_time() - began)
+
+
+async def _ask(client: H2Client, asked: Asked) -> None:
+    number: int = client.connection.get_next_available_stream_id()
+    client.connection.send_headers(number, asked.headers, end_stream=not asked.body)
+    if asked.body:
+        client.connection.send_data(number, asked.body, end_stream=True)
+    await client.send()
+    status, _, _ = await client.answer(number)
+    assert status == 200
 
 
 async def run(
@@ -243,10 +269,10 @@ async def run(
     doors: tuple[int, int],
     trusting: Context | None = None,
 ) -> Outcome:
-    """At least `count` requests of that kind, in two halves, while a witness asks at the `doors`, REST and gRPC."""
+    """At least `count` requests of that kind, in two halves, while others ask at the `doors`, REST and gRPC."""
     connections = max(2, -(-count // kind.requests))
     left = connections
-    witness = Witness()
+    known, new = Witness(), Witness()
 
     async def some(limit: int) -> None:
         nonlocal left
@@ -261,10 +287,11 @@ async def run(
 
     before = rss()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(witness.ask_on, doors[0], ASKED_OF_REST, b"", trusting)
-        nursery.start_soon(witness.ask_on, doors[1], ASKED_OF_GRPC, b"\0" * 5, trusting)
+        for port_of_door, asked in zip(doors, (ASKED_OF_REST, ASKED_OF_GRPC), strict=True):
+            nursery.start_soon(known.stay, port_of_door, asked, trusting)
+            nursery.start_soon(new.come, port_of_door, asked, trusting)
         await down_to(connections // 2)
         between = rss()
         await down_to(0)
         nursery.cancel_scope.cancel()
-    return Outcome(between - before, rss() - between, witness.longest_secs)
+    return Outcome(between - before, rss() - between, known.longest_secs, new.longest_secs)
