@@ -14,14 +14,9 @@ from collections.abc import Callable
 from typing import cast
 
 from bridge import running_loop
+from saga.door_limits import HANDSHAKE_SECS, MOST_HANDSHAKES, Places
 
 log = logging.getLogger("saga.rpc.server")
-
-HANDSHAKE_SECS = 10.0
-"""How long a client may take. A guess: a few round trips over the worst of lines."""
-
-MOST_HANDSHAKES = 256
-"""A guess: far more than a burst of honest clients has at a time, far fewer than the files a process may have open."""
 
 GOODBYE_SECS = 2.0
 """How long a connection that we close waits for the peer's half of TLS's goodbye. A guess."""
@@ -30,14 +25,12 @@ Context = Callable[[], ssl.SSLContext]
 
 
 class Handshakes:
-    """Whoever comes when there are `MOST_HANDSHAKES` gets the place of the one that has been at it longest. An honest
-    client is done within some round trips, so those that only hold places lose them to each other."""
+    """The handshakes under way at one port."""
 
     def __init__(self, context: Context) -> None:
         """`context` is asked for each new connection."""
         self._context = context
-        self._under_way: dict[asyncio.Task[None], None] = {}
-        self._closed = False
+        self._places: Places[asyncio.Transport] = Places(MOST_HANDSHAKES)
 
     def before(self, make: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
         """A protocol for a plain connection; when it has shaken hands, the connection is that of a protocol that is
@@ -46,16 +39,14 @@ class Handshakes:
 
     def begin(self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol]) -> None:
         """A connection has come."""
-        if self._closed:
-            transport.abort()
-            return
-        if len(self._under_way) >= MOST_HANDSHAKES:
-            oldest = next(iter(self._under_way))
-            del self._under_way[oldest]
-            oldest.cancel()
         task = running_loop().create_task(self._shake(transport, make))
-        self._under_way[task] = None
-        task.add_done_callback(lambda done: self._under_way.pop(done, None))
+
+        def end() -> None:
+            task.cancel()
+            transport.abort()  # which the task does not, if it has not begun
+
+        if not self._places.take(transport, end):
+            end()
 
     async def _shake(self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol]) -> None:
         held = _Held()
@@ -76,12 +67,12 @@ class Handshakes:
             raise
         else:
             held.hand_over(cast(asyncio.Transport, encrypted), make())
+        finally:
+            self._places.leave(transport)
 
     def cut(self) -> None:
-        """Ends those under way: the server stops."""
-        self._closed = True
-        for task in list(self._under_way):
-            task.cancel()
+        """Ends those under way, and begins no others: the server stops."""
+        self._places.shut()
 
 
 class _Arrival(asyncio.Protocol):

@@ -19,6 +19,25 @@ SMALL_BODY_BYTES = 64 * 1024
 only. With `max_requests` it bounds what small ones take."""
 
 
+HANDSHAKE_SECS = 10.0
+"""How long a client may take for the handshake of TLS. A guess: a few round trips over the worst of lines."""
+
+MOST_HANDSHAKES = 256
+"""How many may be under way at a port; each has one of so many `Places`, as idle. An honest client is done within some
+round trips, so those that only hold places lose them to each other. A guess: far more than a burst of honest clients
+has at a time, far fewer than the files a process may have open."""
+
+HEAD_SECS = 15.0
+"""How long the head of a request may take: the first of a connection from when it is open, TLS handshake not included;
+over HTTP/2 a later one from when it has begun. A guess: many round trips over the worst of lines."""
+
+BODY_SECS = 30.0
+"""How long a whole body, or message of gRPC, may take. A guess: a 1 MiB payload at 300 kbit/s."""
+
+STALLED_SECS = 10.0
+"""How long a client may take none of what is sent to it. A guess: far above a round trip, below any shutdown grace."""
+
+
 class DoorLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one door. `max_connections`: open at a time. `max_requests`: under way at a time, long polls and
     watches too. `max_body_bytes`: of bodies that are being received, all together, beyond 64 KiB of each.
@@ -102,26 +121,28 @@ Key = TypeVar("Key", bound=Hashable)
 
 class Places(Generic[Key]):
     """The open connections of a door. When there are `most`, a newcomer gets the place of the one that has been idle
-    longest, so that those who only hold places lose them; if none is idle, the newcomer is turned away."""
+    longest, so that those who only hold places lose them; if none is idle, or the door is shut, the newcomer is turned
+    away."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._closers: dict[Key, Callable[[], None]] = {}
         self._idle: dict[Key, None] = {}
         """In the order in which they became idle."""
+        self._shut = False
 
     def __len__(self) -> int:
         return len(self._closers)
 
     def take(self, key: Key, close: Callable[[], None]) -> bool:
         """Whether there is a place for this connection, which counts as idle. `close` is called to take it away."""
+        if self._shut:
+            return False
         if len(self._closers) >= self._most:
             oldest = next(iter(self._idle), None)
             if oldest is None:
                 return False
-            taken = self._closers[oldest]
-            self.leave(oldest)
-            taken()
+            self._take_away(oldest)
         self._closers[key] = close
         self._idle[key] = None
         return True
@@ -140,3 +161,14 @@ class Places(Generic[Key]):
         """It is closed; that it was taken away before does not matter."""
         self._closers.pop(key, None)
         self._idle.pop(key, None)
+
+    def shut(self) -> None:
+        """Takes all places away, and gives none any more."""
+        self._shut = True
+        for key in list(self._closers):
+            self._take_away(key)
+
+    def _take_away(self, key: Key) -> None:
+        close = self._closers[key]
+        self.leave(key)
+        close()

@@ -11,9 +11,17 @@ import web.errors
 from rpc import guarded_h2, http2, inbound, outcomes
 from rpc.inbound import MESSAGE_SECS
 from rpc.outbound import ANSWER_SECS
-from saga import admission, half_open, manners
+from saga import admission, manners, peers
 from saga.access import GRANTS, Permission, Role
-from saga.door_limits import MAX_HEADERS, SMALL_BODY_BYTES, DoorLimits
+from saga.door_limits import (
+    HANDSHAKE_SECS,
+    HEAD_SECS,
+    MAX_HEADERS,
+    MOST_HANDSHAKES,
+    SMALL_BODY_BYTES,
+    STALLED_SECS,
+    DoorLimits,
+)
 from saga.drain import Drain
 from saga.model import TERMINAL
 from saga.transitions import TRANSITIONS
@@ -21,7 +29,6 @@ from server.config import LimitsConfig
 from web import guarded_tcp_server
 from web.api import Api
 from web.body import BODY_SECS
-from web.handshakes import MOST_HANDSHAKES
 from web.serving import KEEP_ALIVE_SECS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,8 +74,8 @@ def test_every_link_between_the_documents_leads_to_a_file() -> None:
 def test_the_document_of_limits_has_the_numbers_of_the_code() -> None:
     text = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
     limits = LimitsConfig()
-    head_secs, first_call_secs = guarded_tcp_server.HEAD_SECS, guarded_h2.FIRST_CALL_SECS
-    silent_secs = half_open.IDLE_SECS + half_open.PROBES * half_open.PROBE_SECS
+    head_secs, first_call_secs = HEAD_SECS, guarded_h2.FIRST_CALL_SECS
+    silent_secs = peers.SILENT_SECS + peers.PROBES * peers.PROBE_SECS
     for told in (
         f"| `max_connections` | {limits.max_connections} |",
         f"| `max_requests` | {limits.max_requests} |",
@@ -83,14 +90,15 @@ def test_the_document_of_limits_has_the_numbers_of_the_code() -> None:
         f"beyond {SMALL_BODY_BYTES >> 10} KiB of each",
         f"| headers of a request | {MAX_HEADERS} |",
         f"| {MOST_HANDSHAKES} a port |",
+        f"| TLS handshake | {HANDSHAKE_SECS:g} s | {HANDSHAKE_SECS:g} s |",
         f"however slowly it comes | {head_secs:g} s | {first_call_secs:g} s |",
         f"| {BODY_SECS:g} s, then 400 | {MESSAGE_SECS:g} s, then",
         f"| {KEEP_ALIVE_SECS:g} s | {guarded_h2.IDLE_SECS:g} s, then GOAWAY |",
-        f"| {guarded_tcp_server.STALLED_SECS:g} s for each {guarded_tcp_server.PIECE_BYTES >> 10} KiB; over HTTP/2",
+        f"| {STALLED_SECS:g} s for each {guarded_tcp_server.PIECE_BYTES >> 10} KiB; over HTTP/2",
         f"| {guarded_h2.STALLED_SECS:g} s; {ANSWER_SECS:g} s for a message",
         f"| {http2.UNSENT_BYTES >> 20} MiB beyond the requests",
         f"| {outcomes.MAX_MESSAGE_CHARS} characters are kept |",
-        f"| {silent_secs} s: the system asks after {half_open.IDLE_SECS} s",
+        f"| {silent_secs} s: the system asks after {peers.SILENT_SECS} s",
     ):
         assert told in text, told
 

@@ -21,17 +21,15 @@ import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 
-from saga.half_open import watch_for_silence
-from web.handshakes import GuardedConfig, peer_of
+from saga.door_limits import HEAD_SECS
+from saga.door_limits import STALLED_SECS as STALLED_SECS
+from saga.peers import peer_of, watch_for_silence
+from web.handshakes import GuardedConfig
 
 log = logging.getLogger("saga.web")
 
-STALLED_SECS = 10.0
-"""How long a client may take for one piece of an answer. A guess: far above a round trip, below any shutdown grace."""
-HEAD_SECS = 15.0
-"""How long a new connection may take until the head of its first request is complete, TLS handshake not included. A
-guess: many round trips over the worst of lines. The next ones have as long as the connection may be idle."""
 PIECE_BYTES = 64 * 1024
+"""How much of an answer a client is to take within `STALLED_SECS`."""
 
 
 class Preface(Updated):
@@ -45,16 +43,17 @@ class GuardedTCPServer(TCPServer):
     """A request has come on it."""
     _is_over = False
     """Nothing more comes on it."""
+    _peer: str | None = None
 
     async def run(self) -> None:
+        self._peer = peer_of(cast(trio.SocketStream, self.stream).socket)
         if not isinstance(self.config, GuardedConfig):
             await self._run()
             return
         places = self.config.places
         with trio.CancelScope() as scope:
             if not places.take(self, scope.cancel):
-                peer = peer_of(cast(trio.SocketStream, self.stream))
-                log.info("http_connection_refused peer=%s reason=%s", peer, "too many connections")
+                log.info("http_connection_refused peer=%s reason=%s", self._peer, "too many connections")
                 await trio.aclose_forcefully(self.stream)
                 return
             try:
@@ -78,12 +77,12 @@ class GuardedTCPServer(TCPServer):
                 # hypercorn's own way to TLS has one context for as long as it serves.
                 plain = cast(trio.SocketStream, self.stream)
                 self.stream = trio.SSLStream(plain, self.config.tls(), server_side=True, https_compatible=True)
-                if not await self.config.handshakes.shake(self.stream):
+                if not await self.config.handshakes.shake(self.stream, self._peer):
                     return
             await super().run()
         except Exception as error:
-            log.warning("http_connection_failed error=%r", _first(error))
-            log.debug("http_connection_failed", exc_info=error)
+            log.warning("http_connection_failed peer=%s error=%r", self._peer, _first(error))
+            log.debug("http_connection_failed peer=%s", self._peer, exc_info=error)
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self.stream)
         except BaseExceptionGroup as group:
@@ -92,7 +91,7 @@ class GuardedTCPServer(TCPServer):
                 raise
             # The server stops; what failed beside that is not worth more than a line.
             if rest is not None:
-                log.warning("http_connection_failed error=%r", _first(rest))
+                log.warning("http_connection_failed peer=%s error=%r", self._peer, _first(rest))
             raise cancelled from None
 
     async def _read_data(self) -> None:
@@ -106,7 +105,7 @@ class GuardedTCPServer(TCPServer):
             with trio.move_on_after(HEAD_SECS) as scope:
                 await self.context.terminated.wait()
             if scope.cancelled_caught:
-                log.info("http_head_timeout")
+                log.info("http_head_timeout peer=%s", self._peer)
             with trio.CancelScope(shield=True):
                 await self._initiate_server_close()
             return
@@ -133,7 +132,7 @@ class GuardedTCPServer(TCPServer):
                     with trio.move_on_after(STALLED_SECS, shield=True) as scope:
                         await self.stream.send_all(event.data[start : start + PIECE_BYTES])
                     if scope.cancelled_caught:
-                        log.info("http_client_stalled")
+                        log.info("http_client_stalled peer=%s", self._peer)
                         await trio.aclose_forcefully(self.stream)
                         raise trio.BrokenResourceError
             except (trio.BrokenResourceError, trio.ClosedResourceError):

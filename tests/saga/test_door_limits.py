@@ -34,6 +34,18 @@ def test_a_newcomer_is_turned_away_when_all_are_busy_and_comes_in_when_one_has_l
     assert len(places) == 1
 
 
+def test_a_door_that_is_shut_closes_all_and_lets_nobody_in() -> None:
+    closed: list[str] = []
+    places: Places[str] = Places(2)
+    assert places.take("a", lambda: closed.append("a"))
+    assert places.take("b", lambda: closed.append("b"))
+    places.busy("b")
+    places.shut()
+    assert closed == ["a", "b"]
+    assert not places.take("c", lambda: closed.append("c"))
+    assert len(places) == 0
+
+
 def test_room_is_given_back_and_more_than_there_is_is_refused() -> None:
     room = Room(2, "requests")
     room.take()
