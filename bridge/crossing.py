@@ -38,7 +38,7 @@ async def open_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
     """An asyncio loop inside the running Trio, for everything that is started in the block.
 
     An error that asyncio code has nobody to raise to (a task nobody awaited, a callback, a protocol fed with an unknown
-    frame) is logged as `asyncio.stray_error`. The loop's own habit is to end the process, which would let any client
+    frame) is logged as `asyncio_stray_error`. The loop's own habit is to end the process, which would let any client
     of the gRPC server do so.
 
     Connections that are still there at the end of the block are cut off; one with TLS may be, though it was closed,
@@ -56,7 +56,7 @@ async def open_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
 
 def _log_stray_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    log.error("asyncio.stray_error message=%r", context.get("message"), exc_info=error)
+    log.error("asyncio_stray_error message=%r", context.get("message"), exc_info=error)
 
 
 def running_loop() -> asyncio.AbstractEventLoop:

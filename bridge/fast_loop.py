@@ -270,7 +270,7 @@ def _opener() -> Callable[[], AbstractAsyncContextManager[Any]]:
     version = importlib.metadata.version("trio-asyncio")
     fits = version.startswith(WRITTEN_FOR) and "TrioEventLoop" in body.__code__.co_names and hasattr(select, "epoll")
     if not fits:
-        log.warning("bridge.stock_loop trio_asyncio=%s written_for=%s", version, WRITTEN_FOR)
+        log.warning("stock_loop_used trio_asyncio=%s written_for=%s", version, WRITTEN_FOR)
         return stock
     globals_with_ours = {**body.__globals__, "TrioEventLoop": FastLoop}
     ours = types.FunctionType(body.__code__, globals_with_ours, "open_fast_loop", body.__defaults__, body.__closure__)

@@ -75,7 +75,7 @@ class GrpcStepCaller:
                 outcome=lost.outcome, code=lost.code, message=clean_text(lost.message), permanent=lost.permanent
             )
         except Exception as error:  # a bug of ours, or of a library on hostile bytes: this step's trouble only
-            log.exception("rpc.call_broke saga_id=%s step=%s", call.saga_id, call.step_name)
+            log.exception("participant_call_broke saga_id=%s step=%s", call.saga_id, call.step_name)
             outcome = Outcome.UNKNOWN if progress.left else Outcome.NOT_DONE
             return Answer(outcome=outcome, code="INTERNAL", message=clean_text(f"{type(error).__name__}: {error}"))
 
@@ -244,7 +244,7 @@ class _Participant:
                 return await self._read_catalog(), True
             except Lost as lost:
                 # A participant that cannot describe itself now may still be called as it was.
-                log.info("rpc.catalog_kept service=%s reason=%s", self.channel.authority, lost.message)
+                log.info("participant_catalog_kept authority=%s reason=%s", self.channel.authority, lost.message)
         return self._catalog, False
 
     async def _read_catalog(self) -> Catalog:

@@ -183,7 +183,7 @@ class ServiceChannel:
         context = self.tls_context()
         async with asyncio.timeout(self._limits.connect_timeout_secs):
             _, link = await running_loop().create_connection(
-                lambda: Link(self._changed, self._limits.ping_timeout_secs),
+                lambda: Link(self.authority, self._changed, self._limits.ping_timeout_secs),
                 settings.host,
                 settings.port,
                 ssl=context,
@@ -217,7 +217,7 @@ class ServiceChannel:
             except (OSError, ValueError) as error:
                 if self._tls is None:
                     raise
-                log.error("rpc.tls_files_unusable authority=%s error=%s", self.authority, error)
+                log.error("participant_tls_files_unusable authority=%s error=%s", self.authority, error)
             self._tls_stamps = stamps
         return self._tls
 

@@ -143,7 +143,8 @@ class _Closed(AbstractHandler):
 
 
 class Link(H2Protocol):
-    """One connection. `on_change` is called whenever it may take more or fewer calls than before, or is gone.
+    """One connection to `authority`. `on_change` is called whenever it may take more or fewer calls than before, or is
+    gone.
 
     `ready` is done when the peer has said how many calls it takes. A call sent before that might be one too many, which
     some servers answer in a way that leaves it in doubt; and a process that is frozen never says it.
@@ -154,7 +155,7 @@ class Link(H2Protocol):
 
     processor: _Events
 
-    def __init__(self, on_change: Callable[[], None], ping_timeout_secs: float) -> None:
+    def __init__(self, authority: str, on_change: Callable[[], None], ping_timeout_secs: float) -> None:
         handler = _Closed()
         super().__init__(
             handler,
@@ -166,6 +167,7 @@ class Link(H2Protocol):
             HTTP2_CONFIG,
         )
         handler.link = self
+        self.authority = authority
         self.on_change = on_change
         self.closed = False
         self.leaving = False
@@ -235,7 +237,7 @@ class Link(H2Protocol):
                     raise ConnectionError("it asks and does not read the answers")
         except Exception as error:  # noqa: BLE001  (whatever a peer can provoke in the parser ends this connection only)
             if not self.closed:
-                log.warning("rpc.connection_broken error=%r", error)
+                log.warning("participant_connection_broken authority=%s error=%r", self.authority, error)
                 self.abandon(f"unreadable HTTP/2: {error!r}")
 
     def _refuse_overlong_frame(self) -> None:
@@ -318,7 +320,8 @@ class Link(H2Protocol):
 
     def _abandon_if_silent(self) -> None:
         if self.suspected_at is not None and not self.closed:
-            log.warning("rpc.peer_frozen silent_since=%.1f", self.last_heard)
+            silent_secs = trio.current_time() - self.last_heard
+            log.warning("participant_frozen authority=%s silent_secs=%.1f", self.authority, silent_secs)
             self.abandon("the participant does not answer pings")
 
 

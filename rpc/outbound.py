@@ -33,6 +33,13 @@ async def taken(stream: Stream[Any, Any], sending: Awaitable[None]) -> None:
         async with asyncio.timeout(ANSWER_SECS):
             await sending
     except TimeoutError:
-        log.info("grpc_answer_not_taken")
+        log.info("grpc_answer_not_taken peer=%s", client_of(stream))
         await stream.cancel()
         raise StreamTerminatedError("the answer was not taken in time") from None
+
+
+def client_of(stream: Stream[Any, Any]) -> str | None:
+    """The address at the other end."""
+    peer = stream.peer
+    found = None if peer is None else peer.addr()
+    return found[0] if isinstance(found, tuple) else None

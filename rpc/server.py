@@ -31,7 +31,7 @@ from rpc.handshakes import Context
 from rpc.inbound import receive
 from rpc.methods import Caller, Methods
 from rpc.open_services import Guarded
-from rpc.outbound import send
+from rpc.outbound import client_of, send
 from rpc.server_errors import failure
 from saga.access import Permission, Principal, require, single_authorization
 from saga.audit import AuditAction
@@ -173,7 +173,7 @@ class Servicer(SagaServiceBase):
             traceparent=traceparent,
             tracestate=tracestate,
             span=RequestSpan(self._tracer, traceparent, tracestate) if self._tracer.enabled else None,
-            address=_address(stream),
+            address=client_of(stream),
         )
         context = read_traceparent(traceparent)
         with about(request_id=caller.request_id, **({} if context is None else {"trace_id": context.trace_id})):
@@ -249,12 +249,6 @@ def _end_span(span: RequestSpan, method: str, status: Status, seconds: float, kn
 def _all(metadata: Any, name: str) -> list[str]:
     """Every value of a key, in order."""
     return [] if metadata is None else [value for value in metadata.getall(name, ()) if isinstance(value, str)]
-
-
-def _address(stream: Stream[Any, Any]) -> str | None:
-    peer = stream.peer
-    found = None if peer is None else peer.addr()
-    return found[0] if isinstance(found, tuple) else None
 
 
 def _text(value: object) -> str | None:

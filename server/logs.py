@@ -122,7 +122,7 @@ class Template(NamedTuple):
 
 
 _SPEC = re.compile(r"%[-#0+]*[0-9]*(?:\.[0-9]+)?[a-zA-Z]")
-_TEMPLATE = re.compile(rf"[a-z][a-z0-9_.]*(?: [a-z][a-z0-9_]*=(?:[^ %]*{_SPEC.pattern})+[^ %]*)*")
+_TEMPLATE = re.compile(rf"[a-z][a-z0-9_]*(?: [a-z][a-z0-9_]*=(?:[^ %]*{_SPEC.pattern})+[^ %]*)*")
 _FIELD = re.compile(r" ([a-z][a-z0-9_]*)=(\S+)")
 LIBRARY_EVENT = "log_message"
 

@@ -47,7 +47,7 @@ async def test_another_trio_asyncio_gets_its_own_loop(
     async with bridge.open_loop() as loop:
         assert not isinstance(loop, fast_loop.FastLoop)
         assert await run_aio(greet()) == "hello"
-    assert "bridge.stock_loop" in caplog.text
+    assert "stock_loop_used" in caplog.text
 
 
 async def test_callbacks_run_in_order_and_later_ones_in_the_same_tick(loop: asyncio.AbstractEventLoop) -> None:
@@ -218,7 +218,7 @@ async def test_a_failed_task_nobody_waits_for_is_logged(
 
     loop.create_task(fail())
     await run_aio(asyncio.sleep(0.01))
-    assert "asyncio.stray_error" in caplog.text
+    assert "asyncio_stray_error" in caplog.text
     assert "lost" in caplog.text
 
 
@@ -229,7 +229,7 @@ async def test_a_raising_callback_is_logged(loop: asyncio.AbstractEventLoop, cap
     loop.call_soon(fail)
     loop.call_later(0, fail)
     await run_aio(asyncio.sleep(0.01))
-    assert [record.getMessage()[:20] for record in caplog.records] == ["asyncio.stray_error "] * 2
+    assert [record.getMessage()[:20] for record in caplog.records] == ["asyncio_stray_error "] * 2
 
 
 async def test_an_unknown_frame_to_a_grpclib_server_is_logged(

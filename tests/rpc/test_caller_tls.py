@@ -136,4 +136,4 @@ async def test_new_files_are_used_from_the_next_connection_on_and_bad_ones_are_n
                 # Until the end of the old connection is seen, a call on it is in doubt.
                 while not done(await caller.call(step())):
                     pass
-            assert "rpc.tls_files_unusable" in caplog.text
+            assert "participant_tls_files_unusable" in caplog.text
