@@ -14,6 +14,7 @@ from rpc.outbound import ANSWER_SECS
 from saga import admission, manners, peers
 from saga.access import GRANTS, Permission, Role
 from saga.door_limits import (
+    BODY_SECS,
     HANDSHAKE_SECS,
     HEAD_SECS,
     MAX_HEADERS,
@@ -28,7 +29,6 @@ from saga.transitions import TRANSITIONS
 from server.config import LimitsConfig
 from web import guarded_tcp_server
 from web.api import Api
-from web.body import BODY_SECS
 from web.serving import KEEP_ALIVE_SECS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,10 +12,9 @@ from typing import Any
 
 import trio
 
+from saga.door_limits import BODY_SECS
 from saga.errors import Detail, Invalid, Overloaded, PayloadTooLarge, RequestError, Unavailable
 
-BODY_SECS = 30.0
-"""How long a whole body may take. A guess: a 1 MiB payload at 300 kbit/s."""
 SWALLOW_BYTES = 16 * 1024 * 1024
 SWALLOW_SECS = 2.0
 """How much, and for how long, of a refused body is read and thrown away."""

@@ -13,10 +13,9 @@ from typing import Any
 import msgspec
 
 from saga.access import GRANTS, Permission
-from saga.door_limits import MAX_HEADERS
+from saga.door_limits import BODY_SECS, MAX_HEADERS
 from web import examples, schema
 from web.api import DOOR_ERRORS, Operation, Tag
-from web.body import BODY_SECS
 from web.errors import ErrorEnvelope, envelope, status_of
 from web.exchange import JSON
 from web.parsing import MAX_QUERY_FIELDS
