@@ -1,4 +1,4 @@
-"""The command line: `saga serve`, `saga workflow check`, `saga migrate`, `saga demo`, `saga --version`.
+"""The command line: `saga serve`, `health`, `workflow check`, `migrate`, `demo`, `--version`.
 
 Each command is one function that returns the exit status; what it needs is imported inside it, so that checking a file
 does not load a server. Errors a person can mend are printed without a traceback and exit with 1 (2: wrong usage).
@@ -54,6 +54,14 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=_count, default=1, metavar="N", help="N processes on the same ports (needs PostgreSQL)"
     )
     serve.set_defaults(command=_serve)
+
+    health = commands.add_parser("health", help="ask the server of this configuration whether it is alive; 0: it is")
+    health.add_argument(
+        "--ready", action="store_true", help="whether it is ready, which it is not without its database"
+    )
+    health.add_argument("--json", action="store_true", help="print JSON")
+    _add_config(health)
+    health.set_defaults(command=_health)
 
     workflow = commands.add_parser("workflow", help="work with workflow definitions")
     check = workflow.add_subparsers(required=True, metavar="COMMAND").add_parser(
@@ -124,6 +132,26 @@ def _serve(arguments: argparse.Namespace) -> int:
     except (ConfigInvalid, CannotStart) as error:
         logs.tell_why_not(str(error))
         return 1
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from server.config import ConfigInvalid
+    from server.config_loading import load_config
+    from server.health import ask
+
+    try:
+        health = ask(load_config(arguments.config, os.environ).server, ready=arguments.ready)
+    except ConfigInvalid as error:
+        return _fail(str(error))
+    if arguments.json:
+        print(json.dumps(msgspec.structs.asdict(health)))
+    elif health.healthy:
+        print(f"{health.url}: {health.told}")
+    else:
+        _fail(f"{health.url}: {health.told}")
+    return 0 if health.healthy else 1
 
 
 def _workflow_check(arguments: argparse.Namespace) -> int:
