@@ -43,6 +43,16 @@ class Health(enum.StrEnum):
     UNHEALTHY = "unhealthy"
 
 
+class WorkflowsState(enum.StrEnum):
+    """What came of the folder of workflows at the start."""
+
+    LOADED = "ok"
+    REJECTED = "rejected"
+    """The definitions of some files did not load; the log names them. The others did."""
+    MISSING = "missing"
+    """The folder that the configuration names is not there or cannot be read: a mistyped path or mount."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What the checks said, by name: `ok`, or a word for what is wrong."""
 
@@ -55,7 +65,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Readiness:
-    """The checks of one process. `last` is the newest report; None: nobody has asked yet."""
+    """The checks of one process. `last` is the newest report; None: nobody has asked yet. `workflows` is
+    told by whoever loads them."""
 
     def __init__(
         self,
@@ -74,8 +85,7 @@ class Readiness:
         self._schema: SchemaState | None = None
         self._reasons: dict[str, object] = {}
         self._schema_until = -1.0
-        self.rejected_workflow_files = 0
-        """Files of the workflow folder whose definitions did not load; the log names them."""
+        self.workflows = WorkflowsState.LOADED
         self.last: Report | None = None
 
     async def report(self) -> Report:
@@ -83,8 +93,7 @@ class Readiness:
         checks = dict.fromkeys(("database", "migrations", "lease", "worker", "workflows", *self._optional_checks), OK)
         checks["lease"] = OK if self._service.holds_lease else "lost"
         checks["worker"] = "draining" if self._drain.begun or self._service.is_draining else OK
-        checks["workflows"] = "rejected" if self.rejected_workflow_files else OK
-
+        checks["workflows"] = self.workflows
         if self._keys_state is not None:
             checks["keys"] = self._keys_state()
 
@@ -101,6 +110,7 @@ class Readiness:
         vital = all(checks[name] == OK for name in ("database", "lease", "worker"))
         vital = vital and checks["migrations"] in (OK, SchemaState.NEWER)
         vital = vital and checks.get("keys") != KeysState.MISSING
+        vital = vital and self.workflows is not WorkflowsState.MISSING
         well = all(word == OK for word in checks.values())
         health = Health.HEALTHY if well else Health.DEGRADED if vital else Health.UNHEALTHY
         return self._noted(Report(health=health, checks=checks))

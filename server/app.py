@@ -132,7 +132,7 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
             await _start_workers(workers, parts, store, config)
             with drain.ends_early():
                 loaded = await load_workflows(parts.service, config.saga.workflow_dir, outage)
-                parts.readiness.rejected_workflow_files = len(loaded.rejected)
+                parts.readiness.workflows = loaded.state(is_folder_optional=not config.saga.asks_for_workflows)
             workers.start_soon(parts.readiness.run)
             await serve_doors(parts, config, drain, seat)
             workers.cancel_scope.cancel()

@@ -225,6 +225,11 @@ class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
     audit_retention_days: float = 0.0
 
     @property
+    def asks_for_workflows(self) -> bool:
+        """A folder of workflows is named, so it has to be there; the default one need not."""
+        return self.workflow_dir != SagaConfig().workflow_dir
+
+    @property
     def in_memory(self) -> bool:
         return str(self.data_dir) == ":memory:"
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import trio
 
 from saga.errors import Unavailable, WorkflowInvalid
+from saga.readiness import WorkflowsState
 from saga.runner import STORE_PAUSE_SECS
 from saga.service import RegisteredWorkflow, SagaService
 from saga.store_outage import StoreOutage
@@ -18,10 +19,17 @@ log = logging.getLogger("saga.server")
 
 
 class Loaded(NamedTuple):
-    """What came of a folder of workflows: how many files are good, and which are not."""
+    """What came of a folder of workflows: how many files are good, and which are not. `found` False: there is none."""
 
     good: int
-    rejected: tuple[Path, ...]
+    rejected: tuple[Path, ...] = ()
+    found: bool = True
+
+    def state(self, *, is_folder_optional: bool) -> WorkflowsState:
+        """What readiness tells of it."""
+        if not self.found and not is_folder_optional:
+            return WorkflowsState.MISSING
+        return WorkflowsState.REJECTED if self.rejected else WorkflowsState.LOADED
 
 
 async def load_workflows(service: SagaService, folder: Path, outage: StoreOutage | None = None) -> Loaded:
@@ -30,7 +38,12 @@ async def load_workflows(service: SagaService, folder: Path, outage: StoreOutage
     outage = outage or StoreOutage()
     seen: dict[str, Path] = {}
     rejected: list[Path] = []
-    for file, text in await trio.to_thread.run_sync(_workflow_files, folder):
+    try:
+        files = await trio.to_thread.run_sync(_workflow_files, folder)
+    except OSError as error:
+        log.warning("workflow_dir_missing folder=%s error=%s", folder, error.strerror or error)
+        return Loaded(0, found=False)
+    for file, text in files:
         try:
             if isinstance(text, OSError):
                 raise text
@@ -61,10 +74,9 @@ async def load_workflows(service: SagaService, folder: Path, outage: StoreOutage
 
 
 def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
-    if not folder.is_dir():
-        log.warning("workflow_dir_missing folder=%s", folder)
+    """What is in each file. Raises `OSError` for the folder; that of a file is in the place of its content."""
     found: list[tuple[Path, bytes | OSError]] = []
-    for file in sorted(path for path in folder.glob("*") if path.suffix in {".yaml", ".yml"}):
+    for file in sorted(path for path in folder.iterdir() if path.suffix in {".yaml", ".yml"}):
         try:
             with file.open("rb") as opened:
                 found.append((file, opened.read(MAX_YAML_BYTES + 1)))

@@ -18,7 +18,7 @@ import trio.testing
 
 from saga.errors import Unavailable
 from server.cli import main
-from server.workflow_folder import load_workflows
+from server.workflow_folder import Loaded, load_workflows
 from tests.support.participants import participant
 from tests.support.postgres import PostgresServer
 from tests.support.server_process import ServerProcess, free_port, free_ports, server_process
@@ -198,7 +198,7 @@ async def test_workflow_files_wait_for_a_store_that_is_away(
     world = World()
     async with memory_store(world) as store, Worker(store.port, world).at_work() as worker:
         store.before["register_workflow"] = away
-        assert await load_workflows(worker.service, tmp_path) == (1, ())
+        assert await load_workflows(worker.service, tmp_path) == Loaded(1)
         assert [workflow.definition.name for workflow in await worker.service.workflows()] == ["good"]
 
 
@@ -213,7 +213,7 @@ async def test_a_file_that_was_superseded_through_the_api_does_not_come_back(
         service = worker.service
         await load_workflows(service, tmp_path)
         await service.register_workflow(first + "timeout_secs: 5\n")
-        assert await load_workflows(service, tmp_path) == (1, ())
+        assert await load_workflows(service, tmp_path) == Loaded(1)
         newest = await service.workflow("trip")
         assert (newest.version, newest.definition.timeout_secs) == (2, 5)
         assert "workflow_superseded" in caplog.text
@@ -295,12 +295,6 @@ def test_a_descriptor_set_that_cannot_be_used_stops_the_start(tmp_path: Path, co
         server.spawn()
         assert server.wait() == 1
         assert "services.shop.descriptor_set: set.bin: " in server.log
-
-
-def test_a_workflow_dir_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with server_process(tmp_path, {"saga": {"workflow_dir": "nowhere"}}) as server:
-        server.start()
-        assert "workflow_dir_missing folder=nowhere" in server.log
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

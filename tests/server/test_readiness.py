@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,29 @@ def test_each_check_is_false_while_what_it_stands_for_is_not_so(
             until(lambda: readyz(server) == (200, "degraded", degraded), server)
             assert "readiness_changed" in server.log
             assert "Traceback" not in server.log
+
+
+def test_a_server_whose_named_folder_of_workflows_is_not_there_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def is_answering(server: ServerProcess) -> bool:
+        with suppress(OSError):
+            return server.call("GET", "/healthz")[0] == 200
+        return False
+
+    for mistyped in ("nowhere", "file"):
+        with server_process(tmp_path, {"saga": {"data_dir": ":memory:", "workflow_dir": mistyped}}) as server:
+            server.spawn()
+            until(lambda: is_answering(server), server)
+            assert readyz(server) == (503, "unhealthy", {"workflows": "missing"})
+            assert f"workflow_dir_missing folder={mistyped} " in server.log
+
+
+def test_the_default_folder_of_workflows_may_be_missing(tmp_path: Path) -> None:
+    with server_process(tmp_path, {"saga": {"data_dir": ":memory:", "workflow_dir": "workflows"}}) as server:
+        server.start()
+        assert readyz(server) == (200, "healthy", {})
+        assert "workflow_dir_missing folder=workflows " in server.log
 
 
 def test_a_worker_that_cannot_renew_its_lease_is_not_ready_although_its_database_answers(
