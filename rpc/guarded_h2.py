@@ -27,7 +27,7 @@ from bridge import running_loop
 from rpc.handshakes import peer_of
 from saga.door_limits import Places
 from saga.half_open import watch_for_silence
-from saga.manners import HEAD_SECS, TURN_SECS, BadManners, Manners
+from saga.manners import HEAD_SECS, LEAST_PIECE_BYTES, TURN_SECS, BadManners, Manners
 
 log = logging.getLogger("saga.rpc.server")
 
@@ -50,25 +50,28 @@ NEEDED = frozenset({":method", ":path"})
 
 
 class Turns:
-    """As `saga.manners.Turns`, for callbacks: in each round of the loop one connection has its turn."""
+    """As `saga.manners.Turns`, for callbacks: in each round of the loop one connection takes what it has sent, and one
+    more of which nothing was taken yet, so that whoever comes waits for those who came, and for no flood."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._first: deque[Callable[[], None]] = deque()
+        self._later: deque[Callable[[], None]] = deque()
+        self._are_given = False
 
-    def ask(self, take: Callable[[], None]) -> None:
-        """`take` is called once, after those who asked before."""
-        self._waiting.append(take)
-        if len(self._waiting) == 1:
+    def ask(self, take: Callable[[], None], *, first: bool) -> None:
+        """`take` is called once. `first`: nothing was taken from that connection before."""
+        (self._first if first else self._later).append(take)
+        if not self._are_given:
+            self._are_given = True
             running_loop().call_soon(self._give)
 
     def _give(self) -> None:
-        take = self._waiting[0]
-        try:
-            take()
-        finally:
-            self._waiting.popleft()
-            if self._waiting:
-                running_loop().call_soon(self._give)
+        for waiting in (self._first, self._later):
+            if waiting:
+                running_loop().call_soon(waiting.popleft())
+        self._are_given = bool(self._first or self._later)
+        if self._are_given:
+            running_loop().call_soon(self._give)
 
 
 class _Events(EventsProcessor):
@@ -101,10 +104,11 @@ class GuardedH2Protocol(H2Protocol):
         self._stalled: asyncio.TimerHandle | None = None
         self._head: asyncio.TimerHandle | None = None
         self._to_take = bytearray()
-        self._is_taking = False
-        """A turn has been asked for in which more of it is taken."""
+        self._is_waiting = False
+        """For its turn, in which more of it is taken."""
+        self._had_turn = False
         self._is_known = False
-        """A call on it was answered. What comes on it is taken at once, and not after what strangers send."""
+        """A call on it was answered. Little that comes on it is taken at once, and not after what strangers send."""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -121,40 +125,43 @@ class GuardedH2Protocol(H2Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._to_take += data
-        if self._is_taking:
-            return
-        if self._is_known:
+        if not self._is_waiting:
+            if self._is_known and len(data) <= LEAST_PIECE_BYTES:
+                self._take_piece()
+            self._go_on()
+
+    def _turn(self) -> None:
+        """Takes what has come, piece by piece, for as long as a turn lasts, or until one held much: the calls that it
+        began are to have their time first."""
+        self._is_waiting, self._had_turn = False, True
+        ends_at = trio.current_time() + TURN_SECS
+        while self._to_take:
             self._take_piece()
-        else:
-            self._ask_for_turn()
-
-    def _ask_for_turn(self) -> None:
-        assert self._transport is not None
-        self._is_taking = True
-        self._transport.pause_reading()
-        self._turns.ask(self._take_piece)
-
-    def _take_piece(self) -> None:
-        """A turn's worth of what has come; the rest when others have had theirs, and more is not read until then."""
-        self._is_taking = False
-        turn_ends_at = trio.current_time() + TURN_SECS
-        while self._to_take and not self.connection.is_closing():
-            size = self.manners.piece_bytes
-            piece = bytes(self._to_take[:size])
-            del self._to_take[:size]
-            self._take(piece)
-            if trio.current_time() >= turn_ends_at:
+            if self.manners.had_much or trio.current_time() >= ends_at:
                 break
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """What is left is taken when others have had their turns, and more is not read until then."""
         transport = self._transport
         if transport is None:
             return
-        if self.connection.is_closing():
-            self._to_take.clear()
         if self._to_take:
-            self._ask_for_turn()
+            self._is_waiting = True
+            transport.pause_reading()
+            self._turns.ask(self._turn, first=not self._had_turn)
         elif not transport.is_reading():
             # Also when it closes: asyncio's TLS does not end for a peer that has ended while nothing was read.
             transport.resume_reading()
+
+    def _take_piece(self) -> None:
+        if self.connection.is_closing():
+            self._to_take.clear()
+            return
+        size = self.manners.piece_bytes
+        piece = bytes(self._to_take[:size])
+        del self._to_take[:size]
+        self._take(piece)
 
     def _take(self, piece: bytes) -> None:
         try:

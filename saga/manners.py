@@ -80,12 +80,14 @@ class Manners:
         self._left = IDLE_FRAMES
         self.piece_bytes = LEAST_PIECE_BYTES
         """How much is to be taken next."""
+        self.had_much = False
+        """The piece before held more than few events."""
         self._counted_at = trio.current_time()
 
     def judge(self, events: Sequence[object]) -> None:
         """Counts what one piece held. `BadManners`: too much of it asked for nothing, or a head grows too long."""
-        few = len(events) <= FEW_EVENTS
-        self.piece_bytes = min(2 * self.piece_bytes, MOST_PIECE_BYTES) if few else LEAST_PIECE_BYTES
+        self.had_much = len(events) > FEW_EVENTS
+        self.piece_bytes = LEAST_PIECE_BYTES if self.had_much else min(2 * self.piece_bytes, MOST_PIECE_BYTES)
         now = trio.current_time()
         back = IDLE_FRAMES_A_SEC * (now - self._counted_at)
         spent = 0

@@ -25,7 +25,7 @@ from tests.support.postgres import running_server
 
 MIB = 1024 * 1024
 
-NOTICED_SECS = 0.5
+NOTICED_SECS = 1.0
 """How long others may wait for an answer while fifty connections are hostile. A guess at what nobody takes for more
 than a busy server; on idle cores, since these wait for whatever else the machine does, too."""
 

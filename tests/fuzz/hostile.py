@@ -39,10 +39,11 @@ FLOOD_COUNTS = 20
 
 
 class Kind(NamedTuple):
-    """`sent` on each connection, which counts as so many `requests`."""
+    """`sent` on each connection, which counts as so many `requests`; `known`: when one on it has been answered."""
 
     sent: bytes
     requests: int = 1
+    known: bool = False
 
 
 class Outcome(NamedTuple):
@@ -130,6 +131,12 @@ GRPC_KINDS: dict[str, Kind] = {
 }
 OPEN = h2_request(GRPC, end=False)
 """A request with a body to come, at either door."""
+STREAMS = range(3, 403, 2)
+RESETS = b"".join(
+    frame(HEADERS, 5, number, b"\x83\x86\x84") + frame(RST_STREAM, 0, number, b"\0\0\0\x08") for number in STREAMS
+)
+REQUESTS = b"".join(frame(HEADERS, 5, number, b"\x83\x86\x84") for number in STREAMS[:90])
+"""As many as there may be at a time."""
 HTTP2: dict[str, Kind] = {
     "a flood of settings": Kind(H2_PREFACE + frame(SETTINGS) * FLOOD, FLOOD_COUNTS),
     "a flood of pings": Kind(H2_PREFACE + frame(PING, 0, 0, b"x" * 8) * FLOOD, FLOOD_COUNTS),
@@ -138,14 +145,9 @@ HTTP2: dict[str, Kind] = {
     "a flood of data that is padding": Kind(OPEN + frame(DATA, 8, 1, b"\x0f" + b"\0" * 15) * FLOOD, FLOOD_COUNTS),
     "a flood of windows widened by one": Kind(OPEN + frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1") * FLOOD, FLOOD_COUNTS),
     "a flood of frames nobody knows": Kind(H2_PREFACE + frame(0x42, 0, 0, b"x") * FLOOD, FLOOD_COUNTS),
-    "streams opened and reset": Kind(
-        H2_PREFACE
-        + b"".join(
-            frame(HEADERS, 5, number, b"\x83\x86\x84") + frame(RST_STREAM, 0, number, b"\0\0\0\x08")
-            for number in range(1, 401, 2)
-        ),
-        FLOOD_COUNTS,
-    ),
+    "streams opened and reset": Kind(H2_PREFACE + RESETS, FLOOD_COUNTS),
+    "streams opened and reset by somebody known": Kind(RESETS, FLOOD_COUNTS, known=True),
+    "many requests by somebody known": Kind(REQUESTS, FLOOD_COUNTS, known=True),
     "a window over 2^31": Kind(OPEN + frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 2),
     "a flood of continuations": Kind(
         H2_PREFACE + frame(HEADERS, 0, 1, b"\x82") + frame(CONTINUATION, 0, 1, b"\x00\x01a\x01b" * 100) * 100
@@ -190,13 +192,15 @@ async def connected(port: int, protocol: str, trusting: Context | None) -> Async
         yield encrypted
 
 
-async def send(port: int, sent: bytes, trusting: Context | None) -> None:
+async def send(port: int, kind: Kind, trusting: Context | None) -> None:
     """Sends it, says that nothing more comes, and waits for the end."""
-    protocol = "h2" if sent.startswith(PREFACE[:3]) else "http/1.1"
+    protocol = "h2" if kind.known or kind.sent.startswith(PREFACE[:3]) else "http/1.1"
     try:
         with trio.move_on_after(60):
             async with connected(port, protocol, trusting) as stream:
-                await stream.send_all(sent)
+                if kind.known:
+                    await _ask(H2Client(stream), Asked(GRPC))
+                await stream.send_all(kind.sent)
                 if isinstance(stream, trio.SocketStream):
                     await stream.send_eof()
                 else:
@@ -232,7 +236,7 @@ class Witness:
             client = H2Client(stream)
             while True:
                 with self._waiting():
-                    await _ask(client, asked)
+                    assert await _ask(client, asked) == 200
                 await trio.sleep(0.02)
 
     async def come(self, port: int, asked: Asked, trusting: Context | None) -> None:
@@ -240,7 +244,7 @@ class Witness:
         while True:
             with self._waiting():
                 async with connected(port, "h2", trusting) as stream:
-                    await _ask(H2Client(stream), asked)
+                    assert await _ask(H2Client(stream), asked) == 200
             await trio.sleep(0.1)
 
     @contextmanager
@@ -251,14 +255,14 @@ class Witness:
         self.longest_secs = max(self.longest_secs, trio.current_time() - began)
 
 
-async def _ask(client: H2Client, asked: Asked) -> None:
+async def _ask(client: H2Client, asked: Asked) -> int:
+    """The status of the answer."""
     number: int = client.connection.get_next_available_stream_id()
     client.connection.send_headers(number, asked.headers, end_stream=not asked.body)
     if asked.body:
         client.connection.send_data(number, asked.body, end_stream=True)
     await client.send()
-    status, _, _ = await client.answer(number)
-    assert status == 200
+    return (await client.answer(number))[0]
 
 
 async def run(
@@ -278,7 +282,7 @@ async def run(
         nonlocal left
         while left > limit:
             left -= 1
-            await send(port, kind.sent, trusting)
+            await send(port, kind, trusting)
 
     async def down_to(limit: int) -> None:
         async with trio.open_nursery() as nursery:
