@@ -93,6 +93,7 @@ def _hostile(count: int, tls: bool, wanted: str) -> None:
                 f"on a new connection {seen.new_secs * 1000:.0f} ms; {time.monotonic() - started:.0f} s",
                 flush=True,
             )
+            assert seen.first < GROWTH_BYTES, (name, seen)
             assert seen.second < GROWTH_WARM_BYTES, (name, seen)
             assert max(seen.known_secs, seen.new_secs) < NOTICED_SECS, (name, seen)
         print(f"begun with {begun_with / MIB:.0f} MiB, ended with {server.rss() / MIB:.0f} MiB", flush=True)
