@@ -19,8 +19,9 @@ class StoreInUse(Unavailable):
 
 
 class StoreRefuses(Unavailable):
-    """The database is there and will not have us: the password, its name, a right, a certificate. Waiting does not help
-    a server that is just being started; one that runs goes on trying, as a person may mend it over there."""
+    """The database is there and will not have us: the password, its name, a right, a certificate, TLS that it has not.
+    Waiting does not help a server that is just being started; one that runs goes on trying, as a person may mend it
+    over there."""
 
 
 class MigrationError(SagaError):

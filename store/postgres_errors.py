@@ -2,7 +2,7 @@
 
 the content of one row       -> RowRejected     (classes 22, 23, 54; the driver's own refusal of a value)
 two transactions in a knot   -> TryAgain        (class 40; inside the store only)
-it will not have us          -> StoreRefuses    (credentials, rights, no such database, a certificate, a bad DSN)
+it will not have us          -> StoreRefuses    (credentials, rights, no such database, certificates, no TLS, a bad DSN)
 the environment              -> Unavailable     (connections, resources, operators, time-outs)
 anything else                -> not translated: our own bug, raised as it is
 """
@@ -41,6 +41,10 @@ _ENVIRONMENT_STATES = frozenset({"25006", "25P03", "F0000", "XX001", "XX002"})
 _CONTENT_CLASSES = frozenset({"22", "23", "54"})
 """Data, constraints, limits (nesting, size of an index entry)."""
 
+_HAS_NO_TLS = "rejected SSL upgrade"
+"""What the driver says of a server that has none although the mode asks for it, by no class and no code of its own.
+`test_each_mode_insists_on_tls_with_a_server_that_has_none_or_does_without`."""
+
 
 def translation_of(error: BaseException) -> type[SagaError] | None:
     """What an error means to the port; None: it is not of the database's or the network's making."""
@@ -64,6 +68,8 @@ def translation_of(error: BaseException) -> type[SagaError] | None:
             return StoreRefuses
         return RowRejected if isinstance(error, ValueError) else Unavailable
     if isinstance(error, ssl.SSLCertVerificationError):
+        return StoreRefuses
+    if isinstance(error, ConnectionError) and _HAS_NO_TLS in str(error):
         return StoreRefuses
     if isinstance(error, asyncpg.InternalClientError | OSError | TimeoutError | EOFError):
         return Unavailable  # OSError: refused, reset, no such name, TLS; EOFError: cut off in the middle of an answer

@@ -22,6 +22,7 @@ def refusals(server: PostgresServer) -> dict[str, str]:
         'database "nowhere" does not exist': f"postgresql://postgres@{address}/nowhere",
         'role "nobody_known" does not exist': f"postgresql://nobody_known@{address}/postgres",
         "permission denied for database": f"postgresql://no_rights:s3cret-word@{address}/postgres",
+        ".* rejected SSL upgrade": f"postgresql://postgres@{address}/postgres?sslmode=require",
     }
 
 
@@ -33,7 +34,7 @@ def without_rights(postgres_server: PostgresServer) -> None:
 
 
 @pytest.mark.usefixtures("without_rights")
-@pytest.mark.parametrize("number", [0, 2], ids=["database", "rights"])
+@pytest.mark.parametrize("number", [0, 2, 3], ids=["database", "rights", "tls"])
 def test_a_database_that_refuses_us_ends_the_start_with_its_reason(
     number: int, tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
@@ -58,7 +59,7 @@ def test_migrate_tells_a_database_that_refuses_from_one_that_is_away(
         monkeypatch.setenv("DATABASE_URL", dsn)
         assert main(["migrate", "up", "--config", str(config)]) == 1
         printed = capsys.readouterr().err
-        assert printed.startswith(f"saga: the database refuses this server: {reason}")
+        assert re.match(f"saga: the database refuses this server: {reason}", printed)
         assert "cannot be reached" not in printed
     monkeypatch.setenv("DATABASE_URL", f"postgresql://postgres@127.0.0.1:{free_port()}/saga")
     assert main(["migrate", "status", "--config", str(config)]) == 1

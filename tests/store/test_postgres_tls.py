@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from bridge import open_loop, run_aio
-from saga.errors import Unavailable
 from server.config import DatabaseConfig, SslMode
+from store.errors import StoreRefuses
 from store.postgres import open_postgres
 from store.postgres_connections import connect
 from store.postgres_errors import translated
@@ -59,10 +59,11 @@ async def encrypted(server: PostgresServer, mode: SslMode, **more: Any) -> bool:
 
 
 async def refused(server: PostgresServer, mode: SslMode, **more: Any) -> str:
+    """Why there is no connection, and will be none until a person changes something."""
     with pytest.raises(BaseExceptionGroup) as caught:
         await encrypted(server, mode, **more)
     (error,) = _leaves(caught.value)
-    assert isinstance(error, Unavailable)
+    assert isinstance(error, StoreRefuses)
     return str(error)
 
 
