@@ -95,7 +95,8 @@ Attribute = str | int | bool
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
     """Something that was done, from `started_at` to `ended_at`. `kind`: what it was for the other side of a call.
-    `parent`: the id of the span it is below, None: it is the first of its trace. `error`: why it failed."""
+    `parent`: the id of the span it is below, None: it is the first of its trace. `error`: why it failed, as it was
+    said; tracers mask it whole."""
 
     name: str
     kind: Literal["internal", "server", "client"]
@@ -120,10 +121,6 @@ class Tracer:
         """Hands on what is left, in bounded time; blocks. Spans that come later are lost."""
 
 
-MAX_ERROR_CHARS = 500
-"""Of what a participant says, in a span: its whole text is in the step log. A guess."""
-
-
 def saga_span(saga: Saga) -> Span:
     """The saga as a whole, once it has ended; from the row alone, so that any worker can tell."""
     error = None
@@ -145,7 +142,7 @@ def saga_span(saga: Saga) -> Span:
             **({} if saga.correlation_id is None else {"saga.correlation_id": saga.correlation_id}),
         },
         tracestate=saga.tracestate,
-        error=None if error is None else error[:MAX_ERROR_CHARS],
+        error=error,
     )
 
 
@@ -165,7 +162,7 @@ def attempt_span(
     if answer is None:
         error = "cut off before it was answered"
     elif answer.outcome is not Outcome.DONE:
-        error = f"{code}: {answer.message}"[:MAX_ERROR_CHARS]
+        error = f"{code}: {answer.message}"
     return Span(
         name=f"{command.action.lower()} {step.name}",
         kind="client",

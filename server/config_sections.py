@@ -240,7 +240,7 @@ def _brokers(fields: MapReader) -> tuple[str, ...]:
     if node is None:
         return ()
     if not isinstance(node, Items) or not node.items:
-        got = "an empty one" if isinstance(node, Items) else describe(node)
+        got = "an empty one" if isinstance(node, Items) else describe_kind(node)
         fields.refuse("brokers", "type", f"expected a list of 1 or more host:port, got {got}")
         return ()
     path = fields.path_of("brokers")
@@ -254,7 +254,10 @@ def _list_in_variable(node: Scalar) -> Items:
 
 
 def _broker(node: Node, path: str, faults: Faults) -> str:
-    text = read_string(node, path, faults, matching=_BROKER, expected="host:port")
+    # Others take a password so; it is to be in no error, and the address is in lines of the log.
+    has_login = isinstance(node, Scalar) and "@" in node.text
+    expected = "host:port without credentials, which are in sasl" if has_login else "host:port"
+    text = read_string(node, path, faults, matching=_BROKER, expected=expected, secret=has_login)
     match = _BROKER.fullmatch(text)
     if match is not None and not 1 <= int(match["port"]) <= 65535:
         faults.note(path, "range", f"expected a port from 1 to 65535, got {describe(node)}", node)

@@ -35,6 +35,8 @@ BATCH_SECS = 1.0
 """How long a span waits for others, and so about what a crash can lose."""
 LAST_SECS = 3.0
 """How long the end of the process waits for the collector."""
+MAX_ERROR_CHARS = 500
+"""Of what a participant says, in a span: its whole text is in the step log. A guess."""
 
 TRACES_PATH = "/v1/traces"
 _KINDS = {"internal": SpanKind.INTERNAL, "server": SpanKind.SERVER, "client": SpanKind.CLIENT}
@@ -131,11 +133,16 @@ class OtlpTracer(Tracer):
             resource=self._resource,
             attributes=span.attributes,
             kind=_KINDS[span.kind],
-            status=Status(StatusCode.UNSET) if span.error is None else Status(StatusCode.ERROR, self._mask(span.error)),
+            status=self._status(span.error),
             start_time=_nanoseconds(span.started_at),
             end_time=_nanoseconds(span.ended_at),
             instrumentation_scope=self._scope,
         )
+
+    def _status(self, error: str | None) -> Status:
+        if error is None:
+            return Status(StatusCode.UNSET)
+        return Status(StatusCode.ERROR, self._mask(error)[:MAX_ERROR_CHARS])  # half a secret would not be known for one
 
 
 def _nanoseconds(instant: datetime) -> int:

@@ -11,10 +11,13 @@ import trio
 from grpclib.const import Status
 from k1s0.system.common.v1.types_pb2 import Pagination, Timestamp
 from k1s0.system.saga.v1 import saga_pb2 as pb
+from multidict import MultiDict
 
 from bridge import call_trio, run_aio
 from tests.rpc.conftest import NO_SAGA, Door, fields, reason
 from tests.support.orchestrator import HANGS, ORDER, REFUSED
+
+CALLERS_TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 async def test_a_saga_is_started_and_read_with_every_field_of_its_state_and_logs(door: Door) -> None:
@@ -100,11 +103,31 @@ async def test_an_idempotency_key_gives_the_same_saga_and_another_request_under_
 
 
 async def test_traceparent_is_handed_to_the_participants(door: Door) -> None:
-    trace = "0af7651916cd43dd8448eb211c80319c"
-    sent = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    sent = {"traceparent": f"00-{CALLERS_TRACE}-b7ad6b7169203331-01"}
     answer = await door.ask(door.stub.StartSaga, pb.StartSagaRequest(workflow_name="order"), metadata=sent)
     await door.ended(answer.saga_id)
-    assert {call.traceparent.split("-")[1] for call in door.house.calls} == {trace}
+    assert {call.traceparent.split("-")[1] for call in door.house.calls} == {CALLERS_TRACE}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [f"00-{CALLERS_TRACE}-b7ad6b7169203331-01", f"00-{CALLERS_TRACE}-b7ad6b7169203332-01"],
+        [f"00-{CALLERS_TRACE}-b7ad6b7169203331-01"] * 2,
+        [f"00-{CALLERS_TRACE}-0000000000000000-01"],
+        [CALLERS_TRACE],
+        ["x" * 10_000],
+    ],
+    ids=["two", "the same twice", "no span", "no form", "long"],
+)
+async def test_a_traceparent_that_says_nothing_clear_does_not_count_and_the_saga_is_started_all_the_same(
+    door: Door, sent: list[str]
+) -> None:
+    metadata = MultiDict(("traceparent", value) for value in sent)
+    request = pb.StartSagaRequest(workflow_name="order")
+    answer = await door.ask(door.stub.StartSaga, request, metadata=metadata)
+    await door.ended(answer.saga_id)
+    assert {call.traceparent.split("-")[1] for call in door.house.calls} == {answer.saga_id.replace("-", "")}
 
 
 async def test_a_cancel_holds_and_a_terminal_saga_cannot_be_cancelled(door: Door) -> None:

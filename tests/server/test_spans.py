@@ -14,8 +14,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from saga.tracing import Span, TraceContext
+from server.config import Secret
 from server.redaction import Mask
-from server.spans import BATCH_SPANS, OtlpTracer
+from server.spans import BATCH_SPANS, MAX_ERROR_CHARS, OtlpTracer
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -28,11 +29,13 @@ class Gate(SpanExporter):
         self.open = threading.Event()
         self.reached = threading.Event()
         self.batches: list[list[str]] = []
+        self.errors: list[str | None] = []
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.reached.set()
         self.open.wait()
         self.batches.append([span.name for span in spans])
+        self.errors += [span.status.description for span in spans]
         return self.result
 
     def shutdown(self) -> None:
@@ -102,3 +105,14 @@ def test_spans_a_collector_does_not_get_are_counted_and_later_ones_come(
     assert (tracer.exported, tracer.lost) == (1, 1)
     assert "collector_unavailable lost=1" in caplog.text
     assert ("Traceback" in caplog.text) == (parent is not None)
+
+
+def test_a_secret_at_the_place_where_an_error_is_cut_is_not_cut_in_half_before_it_is_masked() -> None:
+    gate = Gate()
+    gate.open.set()
+    tracer = OtlpTracer(gate, Resource({}), Mask([Secret("hunter2-and-more")]))
+    tracer.keep(msgspec.structs.replace(span("failed"), error=f"{'x' * (MAX_ERROR_CHARS - 8)} hunter2-and-more y"))
+    tracer.close()
+    (told,) = gate.errors
+    assert told is not None
+    assert (told[-7:], "hunter2" in told, len(told)) == ("x *** y", False, MAX_ERROR_CHARS - 2)
