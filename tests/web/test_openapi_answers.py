@@ -28,6 +28,8 @@ BODIES = {
     "retryCompensation": {"steps": {}},
     "registerWorkflow": {"workflow_yaml": ORDER},
 }
+SOMETIMES = {"line", "column"}
+"""Of a fault in a workflow's YAML, and of no other."""
 TOO_MUCH = 2 * MAX_YAML_BYTES + 64 * 1024 + 1
 
 
@@ -74,7 +76,7 @@ def wrong(operation: Operation, answer: httpx.Response) -> list[str]:
     content = declared["content"].get(answer.headers["Content-Type"])
     if content is None:
         return [f"Content-Type {answer.headers['Content-Type']} is not declared"]
-    found = faults(content["schema"], answer.json())
+    found = faults(content["schema"], answer.json()) + unpromised(content["schema"], answer.json())
     for name, header in declared["headers"].items():
         header, value = followed(header), answer.headers.get(name)
         if value is None:
@@ -83,6 +85,19 @@ def wrong(operation: Operation, answer: httpx.Response) -> list[str]:
             found += faults(header["schema"], int(value) if header["schema"].get("type") == "integer" else value)
     told = {"retry-after", "www-authenticate", "location", "idempotent-replayed", "allow"} & set(answer.headers.keys())
     return found + [f"header {name} is not declared" for name in told - {name.lower() for name in declared["headers"]}]
+
+
+def unpromised(schema: dict[str, Any], value: object) -> list[str]:
+    """Fields of an answer that the document does not say to be always there, at whatever depth."""
+    schema = followed(schema)
+    if "anyOf" in schema:
+        schema = followed(next(arm for arm in schema["anyOf"] if not faults(arm, value)))
+    if isinstance(value, list):
+        return [name for inner in value for name in unpromised(schema.get("items", {}), inner)]
+    if not isinstance(value, dict) or "properties" not in schema:
+        return []
+    found = [f"{name} is not required" for name in value if name not in {*schema["required"], *SOMETIMES}]
+    return found + [name for key, inner in value.items() for name in unpromised(schema["properties"][key], inner)]
 
 
 async def bring_to_its_successes(inspector: Inspector) -> None:
@@ -194,3 +209,5 @@ def test_an_answer_that_is_not_as_the_document_says_is_found_out() -> None:
     assert found(headers={"Content-Type": JSON, "X-Request-Id": "r"}) == ["header Location is missing"]
     assert found(body={"saga_id": NO_SAGA}) != []
     assert found(body={**started, "status": "DONE"}) != []
+    loose = {"properties": {"a": {}, "b": {"items": {"properties": {"c": {}}, "required": []}}}, "required": ["b"]}
+    assert unpromised(loose, {"a": 1, "b": [{"c": 1}]}) == ["a is not required", "c is not required"]
