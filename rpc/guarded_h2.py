@@ -24,23 +24,15 @@ from h2.events import Event, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 
 from bridge import running_loop
-from rpc.handshakes import peer_of
-from saga.door_limits import Places
-from saga.half_open import watch_for_silence
-from saga.manners import HEAD_SECS, LEAST_PIECE_BYTES, TURN_SECS, BadManners, Manners
+from saga.door_limits import HEAD_SECS, STALLED_SECS, Places
+from saga.manners import LEAST_PIECE_BYTES, TURN_SECS, BadManners, Manners
+from saga.peers import peer_of, watch_for_silence
 
 log = logging.getLogger("saga.rpc.server")
-
-FIRST_CALL_SECS = 15.0
-"""How long a new connection may take until the head of its first call is complete, TLS handshake not included. A guess:
-many round trips over the worst of lines."""
 
 IDLE_SECS = 300.0
 """How long a connection stays open between calls; then it is sent GOAWAY, upon which clients open another when they
 need one. A guess: clients of gRPC keep one for their lifetime, and look for a call of theirs if it ends too often."""
-
-STALLED_SECS = 10.0
-"""How long a client may take none of the bytes for it. As over HTTP."""
 
 UNSENT_BYTES = 4 * 1024 * 1024
 """What may wait to be taken by a client: a frame for each stream it may have, and much more of the answers to pings."""
@@ -110,18 +102,20 @@ class GuardedH2Protocol(H2Protocol):
         self._is_known = False
         """A call on it was answered. Little that comes on it is taken at once, and not after what strangers send."""
         self._transport: asyncio.Transport | None = None
+        self._peer: str | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.processor = _Events(self.handler, self.connection)
         self.manners = Manners(self.connection._connection.incoming_buffer)
         self._transport = transport
+        self._peer = peer_of(transport.get_extra_info("socket"))
         if not self._places.take(self, self.end):
-            log.info("grpc_connection_refused peer=%s reason=%s", peer_of(transport), "too many connections")
+            log.info("grpc_connection_refused peer=%s reason=%s", self._peer, "too many connections")
             self.end()
             return
         watch_for_silence(transport.get_extra_info("socket"))
-        self._clock = running_loop().call_later(FIRST_CALL_SECS, self.end)
+        self._clock = running_loop().call_later(HEAD_SECS, self.end)
 
     def data_received(self, data: bytes) -> None:
         self._to_take += data
@@ -174,10 +168,10 @@ class GuardedH2Protocol(H2Protocol):
             self._flush()  # GOAWAY, which says why
             self.processor.close("protocol error")
         except BadManners as error:
-            log.info("grpc_connection_ended reason=%s", error)
+            log.info("grpc_connection_ended peer=%s reason=%s", self._peer, error)
             self.end(ErrorCodes.ENHANCE_YOUR_CALM)
         except Exception as error:  # noqa: BLE001  (whatever a client can provoke in the parser)
-            log.warning("grpc_connection_failed error=%r", error)
+            log.warning("grpc_connection_failed peer=%s error=%r", self._peer, error)
             self.processor.close("unreadable HTTP/2")
         assert self._transport is not None
         if self._transport.get_write_buffer_size() > UNSENT_BYTES:
@@ -225,7 +219,7 @@ class GuardedH2Protocol(H2Protocol):
             self._stalled = None
 
     def _cut(self, reason: str) -> None:
-        log.info("grpc_client_stalled reason=%s", reason)
+        log.info("grpc_client_stalled peer=%s reason=%s", self._peer, reason)
         self.processor.close(reason)
         if self._transport is not None:
             self._transport.abort()

@@ -15,6 +15,7 @@ from typing import cast
 
 from bridge import running_loop
 from saga.door_limits import HANDSHAKE_SECS, MOST_HANDSHAKES, Places
+from saga.peers import peer_of
 
 log = logging.getLogger("saga.rpc.server")
 
@@ -39,7 +40,7 @@ class Handshakes:
 
     def begin(self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol]) -> None:
         """A connection has come."""
-        task = running_loop().create_task(self._shake(transport, make))
+        task = running_loop().create_task(self._shake(transport, make, peer_of(transport.get_extra_info("socket"))))
 
         def end() -> None:
             task.cancel()
@@ -48,7 +49,9 @@ class Handshakes:
         if not self._places.take(transport, end):
             end()
 
-    async def _shake(self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol]) -> None:
+    async def _shake(
+        self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol], peer: str | None
+    ) -> None:
         held = _Held()
         try:
             encrypted = await running_loop().start_tls(
@@ -60,7 +63,7 @@ class Handshakes:
                 ssl_shutdown_timeout=GOODBYE_SECS,
             )
         except OSError as error:  # TLS's own, those of the connection, and its time being up
-            log.info("tls_handshake_failed peer=%s error=%s", peer_of(transport), error)
+            log.info("tls_handshake_failed peer=%s error=%s", peer, error)
             transport.abort()
         except BaseException:
             transport.abort()
@@ -109,9 +112,3 @@ class _Held(asyncio.Protocol):
         protocol.connection_made(transport)
         for data in self._received:
             protocol.data_received(data)
-
-
-def peer_of(transport: asyncio.Transport) -> str | None:
-    """The address at the other end."""
-    found = transport.get_extra_info("peername")
-    return str(found[0]) if found else None

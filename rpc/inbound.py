@@ -17,13 +17,10 @@ from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
 from rpc.server_errors import CompressedMessage
-from saga.door_limits import BodyRoom
+from saga.door_limits import BODY_SECS, BodyRoom
 from saga.errors import Detail, Invalid, PayloadTooLarge
 
 M = TypeVar("M", bound=Message)
-
-MESSAGE_SECS = 30.0
-"""How long a whole message may take. A guess: a 1 MiB payload at 300 kbit/s, as over HTTP."""
 
 PIECE_BYTES = 64 * 1024
 """How much of a message is read at a time; the window has room for several, so that none is waited for."""
@@ -99,10 +96,10 @@ async def receive(stream: Stream[Any, Any], message_type: type[M], max_bytes: in
     """
     name = message_type.DESCRIPTOR.full_name
     try:
-        async with asyncio.timeout(MESSAGE_SECS):
+        async with asyncio.timeout(BODY_SECS):
             data = await _bytes(stream, name, max_bytes, room)
     except TimeoutError:
-        raise _no_message(name, f"the message did not arrive within {MESSAGE_SECS:g} s") from None
+        raise _no_message(name, f"the message did not arrive within {BODY_SECS:g} s") from None
     except CutShort as error:
         raise _no_message(name, str(error.message)) from None
     try:

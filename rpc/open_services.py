@@ -15,16 +15,30 @@ from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
-from rpc import inbound, outbound
+from rpc import outbound
+from saga.door_limits import BODY_SECS
+
+OPEN_SERVICES = frozenset(
+    {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+)
+"""The one is what probes read, the other says no more than `/openapi.json`."""
 
 Method = Callable[[Stream[Any, Any]], Awaitable[None]]
 
 
 class Guarded:
-    """One of those services, as its server wants to have it."""
+    """One of `OPEN_SERVICES`, as its server wants to have it. `ValueError`: it is another one, and would be open to
+    everybody unseen."""
 
     def __init__(self, service: Any) -> None:
         self._service = service
+        others = {path for path in service.__mapping__() if path.split("/")[1] not in OPEN_SERVICES}
+        if others:
+            raise ValueError(f"nobody declared who may call {', '.join(sorted(others))}")
 
     def __mapping__(self) -> dict[str, Handler]:
         return {
@@ -42,10 +56,10 @@ def _guarded(method: Method, may_say_nothing: bool) -> Method:
             nonlocal began
             try:
                 # Between the messages of a stream a client may take its time; its connection counts as idle.
-                async with asyncio.timeout(None if began else inbound.MESSAGE_SECS):
+                async with asyncio.timeout(None if began else BODY_SECS):
                     message = await read()
             except TimeoutError:
-                raise _wrong(f"the message did not arrive within {inbound.MESSAGE_SECS:g} s") from None
+                raise _wrong(f"the message did not arrive within {BODY_SECS:g} s") from None
             except NotImplementedError:
                 raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not supported") from None
             except DecodeError:

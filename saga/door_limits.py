@@ -1,5 +1,6 @@
-"""How much of each a door takes on at a time, and the places for it. What is refused is told so at once: a request that
-waits for room holds memory and helps nobody, for its client has given up by the time it is served."""
+"""How much of each a door takes on at a time, and the places for it; and for how long it waits for a client. What is
+refused is told so at once: a request that waits for room holds memory and helps nobody, for its client has given up by
+the time it is served."""
 
 from __future__ import annotations
 
@@ -17,7 +18,6 @@ MAX_HEADERS = 100
 SMALL_BODY_BYTES = 64 * 1024
 """What every request may send without taking any of the room for bodies, so that those who fill it stop large bodies
 only. With `max_requests` it bounds what small ones take."""
-
 
 HANDSHAKE_SECS = 10.0
 """How long a client may take for the handshake of TLS. A guess: a few round trips over the worst of lines."""

@@ -23,9 +23,6 @@ TURN_SECS = 0.002
 """How long one connection may take piece after piece before others have their turn: fifty connections that flood us
 take some tenth of a second for a turn of each."""
 
-HEAD_SECS = 15.0
-"""How long the head of a request may take once it has begun. As for the first one of a connection."""
-
 MAX_HEAD_BYTES = 64 * 1024
 """Of a head that is not complete; of a complete one the parser takes no more."""
 

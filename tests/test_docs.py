@@ -9,7 +9,6 @@ from k1s0.system.saga.v1 import saga_pb2
 import rpc.server_errors
 import web.errors
 from rpc import guarded_h2, http2, inbound, outcomes
-from rpc.inbound import MESSAGE_SECS
 from rpc.outbound import ANSWER_SECS
 from saga import admission, manners, peers
 from saga.access import GRANTS, Permission, Role
@@ -74,7 +73,6 @@ def test_every_link_between_the_documents_leads_to_a_file() -> None:
 def test_the_document_of_limits_has_the_numbers_of_the_code() -> None:
     text = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
     limits = LimitsConfig()
-    head_secs, first_call_secs = HEAD_SECS, guarded_h2.FIRST_CALL_SECS
     silent_secs = peers.SILENT_SECS + peers.PROBES * peers.PROBE_SECS
     for told in (
         f"| `max_connections` | {limits.max_connections} |",
@@ -86,16 +84,16 @@ def test_the_document_of_limits_has_the_numbers_of_the_code() -> None:
         f"| {manners.IDLE_FRAMES:g} at once; {manners.IDLE_FRAMES_A_SEC:g} a second come back",
         f"head of a request in HTTP/2 | {manners.MAX_HEAD_BYTES >> 10} KiB |",
         f"| a message for health or reflection | {inbound.PIECE_BYTES >> 10} KiB |",
-        f"once it has begun | {manners.HEAD_SECS:g} s; in HTTP/1 with the time below | {manners.HEAD_SECS:g} s |",
+        f"once it has begun | {HEAD_SECS:g} s; in HTTP/1 with the time below | {HEAD_SECS:g} s |",
         f"beyond {SMALL_BODY_BYTES >> 10} KiB of each",
         f"| headers of a request | {MAX_HEADERS} |",
         f"| {MOST_HANDSHAKES} a port |",
         f"| TLS handshake | {HANDSHAKE_SECS:g} s | {HANDSHAKE_SECS:g} s |",
-        f"however slowly it comes | {head_secs:g} s | {first_call_secs:g} s |",
-        f"| {BODY_SECS:g} s, then 400 | {MESSAGE_SECS:g} s, then",
+        f"however slowly it comes | {HEAD_SECS:g} s | {HEAD_SECS:g} s |",
+        f"| {BODY_SECS:g} s, then 400 | {BODY_SECS:g} s, then",
         f"| {KEEP_ALIVE_SECS:g} s | {guarded_h2.IDLE_SECS:g} s, then GOAWAY |",
         f"| {STALLED_SECS:g} s for each {guarded_tcp_server.PIECE_BYTES >> 10} KiB; over HTTP/2",
-        f"| {guarded_h2.STALLED_SECS:g} s; {ANSWER_SECS:g} s for a message",
+        f"| {STALLED_SECS:g} s; {ANSWER_SECS:g} s for a message",
         f"| {http2.UNSENT_BYTES >> 20} MiB beyond the requests",
         f"| {outcomes.MAX_MESSAGE_CHARS} characters are kept |",
         f"| {silent_secs} s: the system asks after {peers.SILENT_SECS} s",

@@ -26,7 +26,8 @@ from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 
-from saga.manners import HEAD_SECS, TURN_SECS, BadManners, Manners, Turns
+from saga.door_limits import HEAD_SECS, STALLED_SECS
+from saga.manners import TURN_SECS, BadManners, Manners, Turns
 from web import guarded_tcp_server
 from web.guarded_tcp_server import Preface, log
 from web.handshakes import GuardedConfig
@@ -41,6 +42,7 @@ class GuardedH2Protocol(H2Protocol):
         self._turns = self.config.turns if isinstance(self.config, GuardedConfig) else Turns()
         self._is_known = False
         """A request on it was answered. What comes on it is taken at once, and not after what strangers send."""
+        self._peer = self.client[0] if self.client else None
         self._head_has_come: trio.Event | None = None
         """While a head is under way."""
 
@@ -83,7 +85,7 @@ class GuardedH2Protocol(H2Protocol):
         await super()._handle_events(events)
 
     async def _end(self, reason: str) -> None:
-        log.info("http_connection_ended reason=%s", reason)
+        log.info("http_connection_ended peer=%s reason=%s", self._peer, reason)
         self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
         await self._flush()
         await self.send(Closed())
@@ -117,11 +119,11 @@ class GuardedH2Protocol(H2Protocol):
 
     async def _taken(self, event: Body | EndBody) -> bool:
         """Whether the client has taken it; if not, its stream is reset."""
-        with trio.move_on_after(guarded_tcp_server.STALLED_SECS) as scope:
+        with trio.move_on_after(STALLED_SECS) as scope:
             await super().stream_send(event)
         if not scope.cancelled_caught:
             return True
-        log.info("http_client_stalled")
+        log.info("http_client_stalled peer=%s", self._peer)
         buffer = self.stream_buffers.get(event.stream_id)
         if buffer is not None:
             await buffer.close()

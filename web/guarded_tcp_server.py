@@ -21,8 +21,7 @@ import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 
-from saga.door_limits import HEAD_SECS
-from saga.door_limits import STALLED_SECS as STALLED_SECS
+from saga.door_limits import HEAD_SECS, STALLED_SECS
 from saga.peers import peer_of, watch_for_silence
 from web.handshakes import GuardedConfig
 
@@ -44,6 +43,7 @@ class GuardedTCPServer(TCPServer):
     _is_over = False
     """Nothing more comes on it."""
     _peer: str | None = None
+    """The address at the other end."""
 
     async def run(self) -> None:
         self._peer = peer_of(cast(trio.SocketStream, self.stream).socket)

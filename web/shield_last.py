@@ -20,7 +20,7 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 LAST_SECS = 12.0
-"""Longest a client may take for the end of its answer. A little longer than `guarded_tcp_server.STALLED_SECS`, after
+"""Longest a client may take for the end of its answer. A little longer than `saga.door_limits.STALLED_SECS`, after
 which whoever sends it gives up in good order."""
 
 

@@ -127,7 +127,7 @@ async def test_a_connection_on_which_no_request_comes_is_closed(
     tmp_path: Path, door: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("web.guarded_tcp_server.HEAD_SECS", 0.3)
-    monkeypatch.setattr("rpc.guarded_h2.FIRST_CALL_SECS", 0.3)
+    monkeypatch.setattr("rpc.guarded_h2.HEAD_SECS", 0.3)
 
     async def one(port: int, begin: bytes) -> None:
         """Goes on a byte at a time, which is no reason to wait for it any longer."""
@@ -170,7 +170,7 @@ async def test_a_grpc_connection_without_calls_is_sent_goaway_and_one_with_a_cal
 async def test_a_message_that_does_not_come_is_waited_for_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rpc.inbound.MESSAGE_SECS", 0.2)
+    monkeypatch.setattr("rpc.inbound.BODY_SECS", 0.2)
     monkeypatch.setattr("rpc.guarded_h2.IDLE_SECS", 0.2)
     async with open_doors(tmp_path) as doors:
         for begun in (b"", struct.pack(">?I", False, 10) + b"abc"):

@@ -72,6 +72,13 @@ def test_every_log_call_of_ours_names_an_event_and_its_fields() -> None:
     assert [where for where, template in calls if template_of(template) is None] == []
 
 
+def test_a_line_about_a_connection_says_whose_it_is() -> None:
+    about_one = re.compile(r"(http|grpc)_(connection_\w+|client_\w+|head_\w+|answer_not_\w+)|tls_handshake_\w+")
+    told = {template for _, template in log_calls() if about_one.fullmatch(template.partition(" ")[0])}
+    assert len(told) > 8
+    assert [template for template in told if " peer=%s" not in template] == []
+
+
 def test_the_events_the_document_tells_people_to_look_for_are_logged() -> None:
     text = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
     table = text[text.index("| event | level |") :].partition("\n\n")[0]

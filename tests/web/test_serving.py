@@ -77,6 +77,7 @@ async def test_a_client_that_stops_reading_does_not_hold_the_stop_up(
     monkeypatch: pytest.MonkeyPatch, http2: bool
 ) -> None:
     monkeypatch.setattr("web.guarded_tcp_server.STALLED_SECS", 0.3)
+    monkeypatch.setattr("web.guarded_h2_protocol.STALLED_SECS", 0.3)
     monkeypatch.setattr("web.shield_last.LAST_SECS", 0.3)
     async with open_site(grace_secs=0.5) as site:
         for _ in range(12):
