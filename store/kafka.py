@@ -38,6 +38,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from bridge import StrayCancel, run_aio
 from store.cloudevents import Message
+from store.kafka_tls import RenewedContext, TlsFiles
 from store.outbox import Acknowledged, BrokerAway, Outcome, Refused, Unsent
 
 CONNECT_SECS = 5.0
@@ -96,14 +97,6 @@ class KafkaSettings:
     key_file: str | None = None
 
 
-def _tls_context(settings: KafkaSettings) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=settings.ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if settings.cert_file is not None:
-        context.load_cert_chain(settings.cert_file, settings.key_file)
-    return context
-
-
 class KafkaPublisher:
     """Keeps `store.outbox.Publisher`. To be used inside `bridge.open_loop()`."""
 
@@ -114,8 +107,9 @@ class KafkaPublisher:
         self._producer: Any = None
         # Topics that nobody had made when they were last asked for. To be asked again, but not waited for.
         self._missing: set[str] = set()
-        # Made once: it reads the system's roots (or those that SSL_CERT_FILE names) from the disk.
-        self._tls = _tls_context(settings) if settings.security_protocol.endswith("SSL") else None
+        self._tls: ssl.SSLContext | None = None
+        if settings.security_protocol.endswith("SSL"):
+            self._tls = RenewedContext(TlsFiles(settings.ca_file, settings.cert_file, settings.key_file))
 
     # --- store.outbox.Publisher ---------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from bridge import open_loop
 from store.kafka import KafkaPublisher, KafkaSettings
 from store.outbox import Acknowledged, BrokerAway
 from tests.kafka.test_publisher import messages_to, unsent
-from tests.support.certificates import certificate
+from tests.support.certificates import Certificate, authority, certificate
 from tests.support.kafka import MockBroker, reader
 from tests.support.kafka_tls import TlsProxy, tls_proxy
 from tests.support.server_process import server_process
@@ -78,6 +78,47 @@ async def test_a_broker_that_wants_a_certificate_is_shown_ours(mock_broker: Mock
         files = {"ca_file": ours.ca_file, "cert_file": ours.cert_file, "key_file": ours.key_file}
         await publish(proxy, mock_broker, security_protocol="SSL", **files)
         await turned_away(proxy, security_protocol="SSL", ca_file=ours.ca_file)
+
+
+async def test_new_files_are_used_from_the_next_connection_on_and_bad_ones_are_not(
+    mock_broker: MockBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def renew() -> tuple[Certificate, bytes]:
+        made = certificate(tmp_path, "saga", called="ours")
+        first, _, _ = Path(made.cert_file).read_text().partition("-----END CERTIFICATE-----")
+        return made, ssl.PEM_cert_to_DER_cert(f"{first}-----END CERTIFICATE-----")
+
+    def spoil(made: Certificate) -> None:
+        Path(made.cert_file).write_text("none")
+        Path(made.key_file).unlink()
+
+    with tls_proxy(mock_broker.bootstrap, server_context(tmp_path, wants_certificates=True)) as proxy:
+        ours, before = renew()
+        files = {"ca_file": ours.ca_file, "cert_file": ours.cert_file, "key_file": ours.key_file}
+        settings = KafkaSettings(brokers=(proxy.bootstrap,), security_protocol="SSL", **files)
+        async with open_loop():
+            publisher = KafkaPublisher(settings, client_id="test")
+
+            async def shown_now() -> bytes | None:
+                with trio.fail_after(60):
+                    await publisher.aclose()
+                    await publisher.connect()
+                return proxy.shown[-1]
+
+            try:
+                assert await shown_now() == before
+                _, after = renew()
+                assert await shown_now() == after
+                spoil(ours)
+                assert await shown_now() == after
+                assert "kafka_tls_files_unusable" in caplog.text
+                # An authority that is taken back is not trusted any more.
+                certificate(tmp_path, "saga", called="ours")
+                authority("other").cert_pem.write_to_path(ours.ca_file)
+                with pytest.raises(BrokerAway):
+                    await shown_now()
+            finally:
+                await publisher.aclose()
 
 
 async def test_a_password_is_given_over_tls_only_to_a_broker_that_is_verified(

@@ -21,13 +21,15 @@ OFFERED = (b"PLAIN",)
 
 @dataclass
 class TlsProxy:
-    """`users`: name and password; none: clients do not log in. `logins` that succeeded, by name."""
+    """`users`: name and password; none: clients do not log in. `logins` that succeeded, by name. `shown`: the
+    certificate of each connection's client, in DER; None: it showed none."""
 
     broker_port: int
     context: ssl.SSLContext
     users: dict[str, str]
     port: int = 0
     logins: list[str] = field(default_factory=list)
+    shown: list[bytes | None] = field(default_factory=list)
 
     @property
     def bootstrap(self) -> str:
@@ -44,6 +46,7 @@ class TlsProxy:
         server.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.shown.append(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
         broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self.broker_port)
         asked: dict[int, int] = {}
         """The kind of each request under way, by its correlation id."""
