@@ -73,8 +73,8 @@ PERMISSIONS: Mapping[str, Permission] = {
     "GetWorkflow": Permission.READ_WORKFLOWS,
     "ListAudit": Permission.READ_AUDIT,
 }
-"""What each method asks of its caller. Health and reflection are open: the one is what probes read, the other says no
-more than `/openapi.json`."""
+"""What each method asks of its caller. What is open is another service, of those that
+`open_services.py` lists."""
 
 AUDITED: Mapping[str, AuditAction] = {
     "StartSaga": AuditAction.START_SAGA,

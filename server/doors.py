@@ -46,7 +46,7 @@ async def serve_doors(parts: Parts, config: Config, drain: Drain, seat: Seat | N
         with _named("server.grpc_port", host, config.server.grpc_port):
             grpc = await doors.start(_serve_grpc, parts, config, drain, shares_ports)
         scheme = "http" if contexts is None else "https"
-        log.info("ready rest=%s://%s:%d grpc=%s:%d", scheme, host, rest_port, host, grpc)
+        log.info("ready rest=%s://%s:%d grpc=%s:%d tls=%s", scheme, host, rest_port, host, grpc, contexts is not None)
         if seat is not None:
             seat.ready()
         await drain.wait()

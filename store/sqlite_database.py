@@ -309,7 +309,7 @@ class SqliteDatabase:
                 self._run(_Q["remove_event"], id=event_id)
 
     def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
-        with self._transaction():
+        with _content_rejected(f"saga {saga_id}: the database refuses the audit entry"), self._transaction():
             found = self._run(_Q["request_cancel_unless_terminal"], saga_id=saga_id)
             if not found:
                 return self.get(saga_id)
@@ -368,29 +368,23 @@ class SqliteDatabase:
     def register_workflow(
         self, definition: WorkflowDefinition, source: str, asked_by: Requester = IN_PROCESS
     ) -> Registered:
-        try:
-            with self._transaction():
-                added = self._run(
-                    _Q["register_workflow_if_changed"],
-                    name=definition.name,
-                    definition=encode_definition(definition),
-                    source=source,
-                )
-                if added:
-                    version: int = added[0]["version"]
-                    self._enter(audit_rows.registration_entry(definition.name, version, asked_by))
-                    return Registered(version=version, changed=True)
-                newest = self._run(_Q["workflow"], name=definition.name, version=None)
-                return Registered(version=newest[0]["version"], changed=False)
-        except _CONTENT_ERRORS as error:
-            raise RowRejected(f"workflow {definition.name}: the database refuses the definition: {error}") from error
+        with _content_rejected(f"workflow {definition.name}: the database refuses the definition"), self._transaction():
+            added = self._run(
+                _Q["register_workflow_if_changed"],
+                name=definition.name,
+                definition=encode_definition(definition),
+                source=source,
+            )
+            if added:
+                version: int = added[0]["version"]
+                self._enter(audit_rows.registration_entry(definition.name, version, asked_by))
+                return Registered(version=version, changed=True)
+            newest = self._run(_Q["workflow"], name=definition.name, version=None)
+            return Registered(version=newest[0]["version"], changed=False)
 
     def add_audit_entry(self, entry: NewAuditEntry) -> None:
-        try:
-            with self._transaction():
-                self._enter(entry)
-        except _CONTENT_ERRORS as error:
-            raise RowRejected(f"the database refuses the audit entry: {error}") from error
+        with _content_rejected("the database refuses the audit entry"), self._transaction():
+            self._enter(entry)
 
     def remove_audit_before(self, age_secs: float, limit: int) -> int:
         with self._transaction():
@@ -398,6 +392,15 @@ class SqliteDatabase:
             removed = self._run(_Q["remove_audit_before"], age_secs=age_secs, limit=limit, now=None)
             self._run(_Q["set_audit_removal"], age_secs=None, now=None)
         return len(removed)
+
+
+@contextmanager
+def _content_rejected(refusal: str) -> Iterator[None]:
+    """What the database says of the content of a row becomes `RowRejected`: `refusal`, and why."""
+    try:
+        yield
+    except _CONTENT_ERRORS as error:
+        raise RowRejected(f"{refusal}: {error}") from error
 
 
 def _instant(text: str | None) -> datetime | None:

@@ -15,6 +15,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_grpc import HealthStub
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
+from grpclib.reflection.service import ServerReflection
 from grpclib.reflection.v1.reflection_grpc import ServerReflectionStub
 from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest
 from k1s0.system.saga.v1 import saga_pb2 as pb
@@ -97,6 +98,22 @@ async def test_a_method_nobody_declared_anything_about_works_for_nobody(
         error = await told(door, "ListSagas", f"Bearer {token()}")
     assert error is not None
     assert error.status is Status.INTERNAL
+
+
+class Stray:
+    """A service of some other author."""
+
+    def __mapping__(self) -> dict[str, Any]:
+        return {"/shop.v1.Stray/Tell": None}
+
+
+async def test_a_service_nobody_declared_anything_about_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    extend = ServerReflection.extend
+    monkeypatch.setattr(ServerReflection, "extend", lambda services: [*extend(services), Stray()])
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_door():
+            pass
+    assert caught.group_contains(ValueError, match=r"nobody declared who may call /shop\.v1\.Stray/Tell")
 
 
 async def test_every_bad_token_is_refused_by_every_method_with_its_code(idp: Issuer) -> None:

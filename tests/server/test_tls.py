@@ -121,7 +121,7 @@ def test_both_doors_speak_tls_with_real_clients_and_new_files_are_shown_to_new_c
         configure(server, pair(made))
         server.spawn()
         until(lambda: " ready " in server.log or '"ready"' in server.log, server)
-        assert f"https://127.0.0.1:{server.port}" in server.log
+        assert f"rest=https://127.0.0.1:{server.port} grpc=127.0.0.1:{server.grpc_port} tls=true" in server.log
         until(lambda: "jwks_loaded" in server.log, server)
         assert by_grpcio(server.grpc_port, made.ca_file, bearer=bearer) == "OK r-7"
         assert by_grpcio(server.grpc_port, made.ca_file) == "UNAUTHENTICATED"
