@@ -6,7 +6,7 @@ The fields, their types and defaults are those of `docs/workflow.md`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from saga.yaml_nodes import (
     value_of,
 )
 
-__all__ = ["MAX_STEPS", "MAX_TIMEOUT_SECS", "MAX_YAML_BYTES", "check_files", "format_detail", "parse_workflow"]
+__all__ = ["MAX_STEPS", "MAX_TIMEOUT_SECS", "MAX_YAML_BYTES", "format_detail", "parse_workflow"]
 
 MAX_STEPS = 1000
 """A bound for memory and for the width of lists, not for ambition: the largest sagas we know of have some dozens."""
@@ -82,33 +82,6 @@ def format_detail(file: str | Path, detail: Detail) -> str:
     if detail.line is not None:
         place += f":{detail.line}:{detail.column}"
     return f"{place}: {detail.field}: {detail.message}" if detail.field else f"{place}: {detail.message}"
-
-
-def check_files(paths: Iterable[str | Path], services: Collection[str] | None = None) -> list[str]:
-    """A line for each error in the files (`format_detail`); none: all are good.
-
-    A file that cannot be read is an error like another, and so is a second file with the name of a workflow seen
-    before: of the two, each start of the server would register the one and then the other.
-    """
-    lines: list[str] = []
-    seen: dict[str, Path] = {}
-    for path in map(Path, paths):
-        try:
-            with path.open("rb") as file:
-                text = file.read(MAX_YAML_BYTES + 1)
-        except OSError as error:
-            lines.append(f"{path}: cannot be read: {error.strerror or error}")
-            continue
-        try:
-            name = parse_workflow(text, services).name
-        except WorkflowInvalid as invalid:
-            lines.extend(format_detail(path, detail) for detail in invalid.details)
-            continue
-        if name in seen:
-            lines.append(f"{path}: name: workflow {name} is defined in {seen[name]} too")
-        else:
-            seen[name] = path
-    return lines
 
 
 def _detail(fault: Fault) -> Detail:

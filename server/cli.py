@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     check = workflow.add_subparsers(required=True, metavar="COMMAND").add_parser(
         "check", help="check workflow files; prints file:line:col: path: message for every error"
     )
-    check.add_argument("files", nargs="+", metavar="FILE")
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="or a folder, whose .yaml and .yml it takes")
+    check.add_argument("--json", action="store_true", help="print the errors as JSON, [] if there is none")
     check.set_defaults(command=_workflow_check)
 
     migrate = commands.add_parser("migrate", help="bring the database's schema up or down, or show where it stands")
@@ -155,12 +156,17 @@ def _health(arguments: argparse.Namespace) -> int:
 
 
 def _workflow_check(arguments: argparse.Namespace) -> int:
-    from saga.workflow_yaml import check_files
+    import msgspec
 
-    errors = check_files([Path(name) for name in arguments.files])
-    for line in errors:
-        print(line)
-    return 1 if errors else 0
+    from saga.workflow_files import check_files
+
+    faults = check_files(arguments.files)
+    if arguments.json:
+        print(json.dumps([{"file": str(fault.file), **msgspec.structs.asdict(fault.detail)} for fault in faults]))
+    else:
+        for fault in faults:
+            print(fault)
+    return 1 if faults else 0
 
 
 def _migrate(arguments: argparse.Namespace) -> int:

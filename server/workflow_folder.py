@@ -13,6 +13,7 @@ from saga.readiness import WorkflowsState
 from saga.runner import STORE_PAUSE_SECS
 from saga.service import RegisteredWorkflow, SagaService
 from saga.store_outage import StoreOutage
+from saga.workflow_files import files_in
 from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 
 log = logging.getLogger("saga.server")
@@ -76,7 +77,7 @@ async def load_workflows(service: SagaService, folder: Path, outage: StoreOutage
 def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
     """What is in each file. Raises `OSError` for the folder; that of a file is in the place of its content."""
     found: list[tuple[Path, bytes | OSError]] = []
-    for file in sorted(path for path in folder.iterdir() if path.suffix in {".yaml", ".yml"}):
+    for file in files_in(folder):
         try:
             with file.open("rb") as opened:
                 found.append((file, opened.read(MAX_YAML_BYTES + 1)))

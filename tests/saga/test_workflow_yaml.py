@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from saga import yaml_nodes
 from saga.errors import Detail, WorkflowInvalid
 from saga.workflow import WorkflowDefinition, decode_definition, encode_definition
-from saga.workflow_yaml import MAX_YAML_BYTES, check_files, format_detail, parse_workflow
+from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
 from server.config_loading import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -392,42 +392,10 @@ def test_the_examples_of_the_documentation_parse(tmp_path: Path) -> None:
             parse_workflow(block)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- lines -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_is_a_line_an_editor_can_jump_to() -> None:
     detail = Detail(field="steps[1].retry.max_attempts", reason="range", message="expected int >= 1", line=9, column=21)
     assert format_detail("w.yaml", detail) == "w.yaml:9:21: steps[1].retry.max_attempts: expected int >= 1"
     assert format_detail("w.yaml", Detail(field="", reason="x", message="no")) == "w.yaml: no"
-
-
-def test_checking_files_reports_every_file_and_raises_for_none(tmp_path: Path) -> None:
-    good, bad, binary = tmp_path / "good.yaml", tmp_path / "bad.yaml", tmp_path / "binary.yaml"
-    good.write_text(GOOD)
-    bad.write_text(GOOD.replace("max_attempts: 3", "max_attempts: 0"))
-    binary.write_bytes(b"name: \xff\xfe")
-    huge = tmp_path / "huge.yaml"
-    huge.write_bytes(b"#" * (MAX_YAML_BYTES + 1))
-    assert check_files([good]) == []
-    assert check_files([str(bad), good, tmp_path, tmp_path / "missing.yaml", binary, huge]) == [
-        f"{bad}:8:27: steps[0].retry.max_attempts: expected int >= 1, got 0",
-        f"{tmp_path}: cannot be read: Is a directory",
-        f"{tmp_path / 'missing.yaml'}: cannot be read: No such file or directory",
-        f"{binary}:1:7: expected UTF-8, got byte 0xff",
-        f"{huge}:1:1: expected at most 262144 bytes of YAML",
-    ]
-
-
-def test_two_files_that_define_the_same_workflow_are_reported(tmp_path: Path) -> None:
-    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    first.write_text(GOOD)
-    second.write_text(GOOD)
-    assert check_files([first, second]) == [f"{second}: name: workflow order is defined in {first} too"]
-
-
-def test_checking_files_knows_the_services_when_they_are_given(tmp_path: Path) -> None:
-    file = tmp_path / "w.yaml"
-    file.write_text(GOOD)
-    assert check_files([file], ["inventory"]) == [
-        f"{file}:13:14: steps[1].service: unknown service payment; known: inventory"
-    ]

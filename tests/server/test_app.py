@@ -314,6 +314,19 @@ def test_workflow_check_prints_file_line_column_and_path_and_exits_with_1(
     assert capsys.readouterr().out == ""
     assert main(["workflow", "check", str(good), str(bad)]) == 1
     assert capsys.readouterr().out.startswith(f"{bad}:6:27: steps[0].retry.max_attempts: expected int >= 1")
+    assert main(["workflow", "check", "--json", str(tmp_path)]) == 1
+    assert json.loads(capsys.readouterr().out) == [
+        {
+            "file": str(bad),
+            "line": 6,
+            "column": 27,
+            "field": "steps[0].retry.max_attempts",
+            "reason": "range",
+            "message": "expected int >= 1, got 0",
+        }
+    ]
+    assert main(["workflow", "check", "--json", str(good)]) == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 def _migrate(config: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[bool]:
