@@ -1,14 +1,14 @@
 """Schemathesis against a server that runs: every operation of `/openapi.json`, asked by one role or by nobody.
 
-All its checks are on. Beside them every answer is held against the matrix of access, and a refusal of what the document
-allows against the few rules that a schema cannot say.
+All its checks are on. Beside them every answer is held against the matrix of access, a refusal of what the document
+allows against the few rules that a schema cannot say, and the whole against how far each role comes at least.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,6 +17,7 @@ import schemathesis
 from schemathesis import Case, Config, HookContext, Response
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.engine.recorder import ScenarioRecorder
+from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from tests.contract.landscape import WORKFLOWS, Landscape
 
@@ -36,6 +37,31 @@ BEYOND_A_SCHEMA = {
 """By operation, the fields and reasons of a 400 that a request the document allows may meet: which characters print,
 where a list goes on, what a workflow is, which steps a saga has. `*`: any."""
 
+ANSWERS = frozenset({200, 201, 202, 400, 404, 405, 409, 413})
+"""What whoever may do something can be told."""
+WAITED_SECS = 1.0
+"""What gives up with a 503 has waited longer (`CHECK_SECS`, `WRITE_SECS`); what refuses with one has not waited."""
+
+REACHED = {
+    "POST /api/v1/sagas": {201},
+    "POST /api/v1/sagas/{saga_id}/cancel": {409},
+    "POST /api/v1/sagas/{saga_id}/compensate": {409},
+    "POST /api/v1/sagas/{saga_id}/retry-compensation": {409},
+    "POST /api/v1/workflows": {201},
+}
+"""How far who may change things comes at least."""
+REACHED_IN_COVERAGE = {
+    "POST /api/v1/sagas": {201, 400, 404, 409},
+    "GET /api/v1/sagas": {200, 400},
+    "GET /api/v1/sagas/{saga_id}": {200, 400, 404},
+    "POST /api/v1/sagas/{saga_id}/cancel": {200, 404, 409},
+    "POST /api/v1/sagas/{saga_id}/retry-compensation": {202, 400, 404, 409},
+    "POST /api/v1/workflows": {201, 400},
+    "GET /api/v1/workflows/{name}": {200, 404},
+    "GET /api/v1/audit": {200, 400},
+}
+"""How far, with all that the bounds of the document give."""
+
 
 @dataclass
 class Outcome:
@@ -47,11 +73,6 @@ class Outcome:
     @property
     def cases(self) -> int:
         return self.statuses.total()
-
-    def by_operation(self) -> Iterator[tuple[str, dict[int, int]]]:
-        for operation in sorted({operation for operation, _ in self.statuses}):
-            told = {status: count for (name, status), count in self.statuses.items() if name == operation}
-            yield operation, dict(sorted(told.items()))
 
 
 def run(
@@ -67,7 +88,25 @@ def run(
     document's bounds give comes once beside them. The same `seed` asks the same. `document`: held against instead of
     the server's own."""
     headers = land.headers(name)
-    config = Config.from_dict(
+    schema = _schema(land, _config(headers, examples, seed, phases), document)
+    _lead(schema, _Guide(land.saga_ids))
+    outcome = Outcome()
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.ScenarioFinished):
+            _note_answers(outcome, name, headers, event.recorder)
+            _note_checks(outcome, name, event.recorder)
+        elif isinstance(event, events.NonFatalError):
+            outcome.faults.append(f"{name}: {event.label}: {event.value!r}")
+        elif isinstance(event, events.FatalError):
+            raise event.exception
+        elif isinstance(event, events.EngineFinished):
+            outcome.faults += [f"{name}: {failure}" for failure in event.failures]
+    _note_unreached(outcome, name, schema, is_covered="coverage" in phases)
+    return outcome
+
+
+def _config(headers: Mapping[str, str], examples: int, seed: int, phases: Sequence[str]) -> Config:
+    return Config.from_dict(
         {
             "seed": seed,
             "headers": headers,
@@ -80,7 +119,7 @@ def run(
                 # Whoever has a token sends that one; nobody sends all kinds.
                 "with-security-parameters": not headers,
             },
-            # A server on a slow machine may say that it is busy; what it must have answered too is the caller's to say.
+            # Which 503 may be is looked at here: see `_is_slow_machine`.
             "checks": {
                 "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", "503"]},
                 "positive_data_acceptance": {"expected-statuses": ["2xx", "400", "401", "403", "404", "409", "503"]},
@@ -97,13 +136,16 @@ def run(
             },
         }
     )
-    if document is None:
-        schema = schemathesis.openapi.from_url(f"{land.url}/openapi.json", config=config)
-    else:
-        config.projects.default.update(base_url=land.url)
-        schema = schemathesis.openapi.from_dict(dict(document), config=config)
-    guide = _Guide(land.saga_ids)
 
+
+def _schema(land: Landscape, config: Config, document: Mapping[str, Any] | None) -> OpenApiSchema:
+    if document is None:
+        return schemathesis.openapi.from_url(f"{land.url}/openapi.json", config=config)
+    config.projects.default.update(base_url=land.url)
+    return schemathesis.openapi.from_dict(dict(document), config=config)
+
+
+def _lead(schema: OpenApiSchema, guide: _Guide) -> None:
     @schema.hook
     def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
         guide.lead(case)
@@ -113,18 +155,6 @@ def run(
     def after_call(context: HookContext, case: Case[Any], response: Response) -> None:
         if case.operation.label == "POST /api/v1/sagas" and response.status_code == 201:
             guide.note_started(response.json()["saga_id"])
-
-    outcome = Outcome()
-    for event in from_schema(schema).execute():
-        if isinstance(event, events.ScenarioFinished):
-            _note(outcome, name, headers, event.recorder)
-        elif isinstance(event, events.NonFatalError):
-            outcome.faults.append(f"{name}: {event.label}: {event.value!r}")
-        elif isinstance(event, events.FatalError):
-            raise event.exception
-        elif isinstance(event, events.EngineFinished):
-            outcome.faults += [f"{name}: {failure}" for failure in event.failures]
-    return outcome
 
 
 class _Guide:
@@ -177,7 +207,7 @@ def _is_long(value: object) -> bool:
         return False
 
 
-def _note(outcome: Outcome, name: str, headers: Mapping[str, str], recorder: ScenarioRecorder) -> None:
+def _note_answers(outcome: Outcome, name: str, headers: Mapping[str, str], recorder: ScenarioRecorder) -> None:
     for case_id, interaction in recorder.interactions.items():
         case, response = recorder.cases[case_id].value, interaction.response
         asked = f"{name}: {interaction.request.method} {interaction.request.uri} {interaction.request.body!r}"
@@ -185,12 +215,17 @@ def _note(outcome: Outcome, name: str, headers: Mapping[str, str], recorder: Sce
             outcome.faults.append(f"{asked}: no answer")
             continue
         outcome.statuses[case.operation.label, response.status_code] += 1
+        if _is_slow_machine(response):
+            continue
         sent = interaction.request.headers.get("Authorization", [])
         is_known = bool(headers) and sent == [headers["Authorization"]]
         if response.status_code not in _may_answer(case, name if is_known else "nobody", interaction.request.uri):
             outcome.faults.append(f"{asked}: {response.status_code} is not what the matrix of access says")
         if response.status_code == 400 and _is_valid(case) and (untold := _untold(case, response)):
             outcome.faults.append(f"{asked}: refused, and the document does not say why: {untold}")
+
+
+def _note_checks(outcome: Outcome, name: str, recorder: ScenarioRecorder) -> None:
     for case_id, checks in recorder.checks.items():
         for check in checks:
             if check.status is Status.FAILURE and check.failure_info is not None:
@@ -202,8 +237,33 @@ def _note(outcome: Outcome, name: str, headers: Mapping[str, str], recorder: Sce
                 outcome.faults.append(f"{name}: {recorder.cases[case_id].value.operation.label}: {check.name} broke")
 
 
-ANSWERS = frozenset({200, 201, 202, 400, 404, 405, 409, 413, 503})
-"""What whoever may do something can be told."""
+def _note_unreached(outcome: Outcome, name: str, schema: OpenApiSchema, *, is_covered: bool) -> None:
+    for path, item in schema.raw_schema["paths"].items():
+        for method, definition in item.items():
+            operation = f"{method.upper()} {path}"
+            least = _least(operation, name, is_open=not definition["security"], is_covered=is_covered)
+            for status in sorted(least):
+                if not outcome.statuses[operation, status]:
+                    outcome.faults.append(f"{name}: {operation}: never answered {status}")
+
+
+def _least(operation: str, name: str, *, is_open: bool, is_covered: bool) -> set[int]:
+    """The statuses that somebody with that name meets in a few requests, `is_covered`: in those of the bounds too."""
+    is_read = operation.startswith("GET ")
+    if is_open:
+        return {200}
+    if name == "nobody":
+        return {401}
+    if name == "auditor":
+        return {200} if is_read else {403}
+    least = {200} if is_read else REACHED[operation]
+    return least | REACHED_IN_COVERAGE.get(operation, set()) if is_covered else least
+
+
+def _is_slow_machine(response: Response) -> bool:
+    """One request at a time fills nothing, so that a 503 can only be told after something was waited for in vain, for
+    seconds: the store, on a machine that has much else to do. One that comes at once is a fault."""
+    return response.status_code == 503 and response.elapsed >= WAITED_SECS
 
 
 def _may_answer(case: Case[Any], name: str, uri: str) -> frozenset[int]:

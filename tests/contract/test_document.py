@@ -26,29 +26,14 @@ PHASES = {
     "nobody": ("fuzzing",),
 }
 
-REACHED = {
-    "POST /api/v1/sagas": {201, 400, 404, 409},
-    "GET /api/v1/sagas": {200, 400},
-    "GET /api/v1/sagas/{saga_id}": {200, 400, 404},
-    "POST /api/v1/sagas/{saga_id}/cancel": {200, 404, 409},
-    "POST /api/v1/sagas/{saga_id}/retry-compensation": {202, 400, 404, 409},
-    "POST /api/v1/workflows": {201, 400},
-    "GET /api/v1/workflows/{name}": {200, 404},
-    "GET /api/v1/audit": {200, 400},
-}
-"""How far who may do everything comes at least."""
-
 
 @pytest.mark.parametrize("name", sorted(ROLES))
 def test_the_server_answers_each_role_as_the_document_and_the_matrix_say(land: Landscape, name: str) -> None:
     outcome = campaign.run(land, name, examples=5, seed=1, phases=PHASES[name])
     assert outcome.faults == []
-    told = dict(outcome.by_operation())
+    asked = {operation for operation, _ in outcome.statuses}
     paths = land.document()["paths"]
-    assert set(told) == {f"{method.upper()} {path}" for path, item in paths.items() for method in item}
-    if name == "admin":
-        for operation, least in REACHED.items():
-            assert least <= set(told[operation]), operation
+    assert asked == {f"{method.upper()} {path}" for path, item in paths.items() for method in item}
 
 
 def _a_field_is_something_else(document: dict[str, Any]) -> None:
