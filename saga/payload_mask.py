@@ -3,8 +3,8 @@
 An entry without a dot is a key, masked wherever it stands; one with dots is a path from the root of a payload, a
 request or an answer, and goes through the elements of lists by itself (`customer.cards.number`). Case and underscores
 do not part names, for protobuf's JSON takes `cardNumber` for `card_number`, and either may be in a payload. Whatever
-the field holds becomes `***`, its type too. What is stored, sent to participants and given to clients of the API stays
-whole.
+the field holds becomes `***`, its type too. A text in a payload is masked as free text is, for there may be JSON in it.
+What is stored, sent to participants and given to clients of the API stays whole.
 """
 
 from __future__ import annotations
@@ -63,18 +63,22 @@ class PayloadMask:
         while left:
             holder, at, place = left.pop()
             found = holder[at]
-            if isinstance(found, dict):
+            if isinstance(found, str):
+                holder[at] = self.text(found)
+            elif isinstance(found, dict):
                 copy = holder[at] = dict(found)
                 for key, inner in found.items():
                     name = _folded(key)
                     if name in self._keys or name in place.masked:
                         copy[key] = MASK
-                    elif isinstance(inner, dict | list):
+                    elif isinstance(inner, dict | list | str):
                         left.append((copy, key, place.onward.get(name, _NOWHERE)))
             elif isinstance(found, list):
                 copied = holder[at] = list(found)
                 left += [
-                    (copied, number, place) for number, inner in enumerate(found) if isinstance(inner, dict | list)
+                    (copied, number, place)
+                    for number, inner in enumerate(found)
+                    if isinstance(inner, dict | list | str)
                 ]
         return shown[0]
 
@@ -126,7 +130,10 @@ def _spellings(names: set[str]) -> re.Pattern[str]:
 
 _VALUE = re.compile(r"""(?P<quote>\\*["']).*?(?:(?<!\\)(?P=quote)|\Z)|[^\s,;&}\])]+(?:(?<=\d)[ ]\d+)*""", re.DOTALL)
 """A quoted text, or a word; digits that are written in groups, as those of a card, are one."""
-_BRACKET = re.compile(r"""\\.|(?P<quote>["']).*?(?:(?<!\\)(?P=quote)|\Z)|(?P<open>[{\[])|(?P<close>[}\]])""", re.DOTALL)
+_BRACKET = re.compile(
+    r"""(?P<quote>\\*+["']).*?(?:(?<!\\)(?P=quote)|\Z)|\\++|(?P<open>[{\[])|(?P<close>[}\]])""", re.DOTALL
+)
+"""A quoted text, whose brackets are none; a run of backslashes as a whole, for each of them would look for its end."""
 
 
 def _end_of_value(text: str, start: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import time
 from typing import Any
 
 import msgspec
@@ -113,6 +115,7 @@ def test_an_answer_may_be_nested_deeper_than_a_call_may_be() -> None:
         ('{"card": {"no": "41', '{"card": ***'),
         ("card={'card': 1}, card=2", "card=***, card=***"),
         ('card { no: "4111" } amount { no: 5 }', "card *** amount { no: 5 }"),
+        ('"{\\"card\\": {\\"no\\": \\"4}11\\"}, \\"a\\": 1}"', '"{\\"card\\": ***, \\"a\\": 1}"'),
         ("card: card=", "card: ***"),
         ("card=", "card="),
     ],
@@ -152,3 +155,53 @@ def test_a_name_with_signs_in_it_is_a_name() -> None:
 )
 def test_digits_in_groups_are_one_value(text: str, shown: str) -> None:
     assert PayloadMask(["card", "card_number"]).text(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("inner", "shown"),
+    [
+        ({"card": "4111", "pin": 12, "a": 1}, {"card": MASK, "pin": MASK, "a": 1}),
+        ({"of": [{"card": {"no": "4}11"}}], "a": "x"}, {"of": [{"card": MASK}], "a": "x"}),
+        ({"cardless": "4111", "a": "pin"}, {"cardless": "4111", "a": "pin"}),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_json_in_a_text_of_a_payload_hides_the_same_fields_however_often_it_is_quoted(
+    times: int, inner: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    def quoted(value: Any) -> Any:
+        for _ in range(times):
+            value = msgspec.json.encode(value).decode()
+        return value
+
+    mask = PayloadMask(["card", "customer.pin"])
+    told = mask.value({"body": quoted(inner), "parts": [quoted(inner)]})
+    expected = re.sub(r'\\*"\*\*\*\\*"', MASK, quoted(shown))
+    assert told == {"body": expected, "parts": [expected]}
+    assert mask.value(quoted(inner)) == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "then"),
+    [
+        ("", "\\"),
+        ("", '"'),
+        ("", '\\"'),
+        ("", "card="),
+        ("", "card={"),
+        ("", "card "),
+        ("", "card" + "\\" * 50),
+        ("", "c-"),
+        ("card", "\\"),
+        ("card", "_"),
+        ('card="', "\\"),
+        ("card={", "\\"),
+        ("card={", "\\x"),
+        ("card={", '"\\'),
+    ],
+)
+def test_a_megabyte_that_is_made_to_be_slow_is_not(start: str, then: str) -> None:
+    text = start + then * (1_000_000 // len(then))
+    began = time.process_time()
+    PayloadMask(["card", "pin_code"]).value({"a": text})
+    assert time.process_time() - began < 20  # a cost that grows with its square would be many minutes
