@@ -27,8 +27,10 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     source = config_file(path, environ)
     faults = Faults()
     root: Node | None = Fields({}, Mark(line=None, column=None))
+    content = b""
     if source is not None:
-        root = read_nodes(_read(source), faults, max_bytes=MAX_FILE_BYTES)
+        content = _read(source)
+        root = read_nodes(content, faults, max_bytes=MAX_FILE_BYTES)
         only_comments = [fault.reason for fault in faults.in_order()] == ["empty"]
         if only_comments:
             faults, root = Faults(), Fields({}, Mark(line=1, column=1))
@@ -37,7 +39,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
         root = overlay(expand(root, "", environ, faults), environ, faults)
         config = read_config(root, source, faults)
     if faults or config is None:
-        raise ConfigInvalid(tuple(_line(source, fault) for fault in faults.in_order()))
+        raise ConfigInvalid(tuple(_line(source, fault) + _hint(content, fault) for fault in faults.in_order()))
     return config
 
 
@@ -66,3 +68,12 @@ def _line(source: Path | None, fault: Fault) -> str:
     else:
         place = ""
     return f"{place}{fault.path}: {fault.message}" if fault.path else f"{place}{fault.message}"
+
+
+def _hint(content: bytes, fault: Fault) -> str:
+    """What to do about a variable within braces: YAML stops at the brace after its `$`, and knows of no variables."""
+    if fault.reason != "syntax" or fault.line is None or fault.column is None:
+        return ""
+    lines = content.decode(errors="replace").splitlines()[fault.line - 1 : fault.line]  # none: the text ends too early
+    read = "".join(lines)[: fault.column]
+    return "; within { } and [ ] put ${...} in quotes" if read.endswith("${") else ""

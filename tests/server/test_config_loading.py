@@ -45,6 +45,27 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
         load_config(None, {"CONFIG_PATH": "none.yaml"})
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ("database: {host: ü, password: ${PW}}", 1, 32),
+        ("kafka:\n  brokers: [a, ${PW:-x}]", 2, 17),
+        ("database: {\n  password: ${PW},\n}", 2, 14),
+    ],
+)
+def test_a_variable_within_braces_that_is_not_in_quotes_is_told_to_want_them(text: str, line: int, column: int) -> None:
+    Path("c.yaml").write_text(text)
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(Path("c.yaml"), {"PW": "x"})
+    told = str(caught.value)
+    assert told.startswith(f"c.yaml:{line}:{column}: not YAML: ")
+    assert told.endswith("; within { } and [ ] put ${...} in quotes")
+    Path("c.yaml").write_text("database: {host: a b: c}")
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(Path("c.yaml"), {})
+    assert "quotes" not in str(caught.value).replace("put a text that holds ': ' in quotes", "")
+
+
 def test_the_configuration_for_development_loads_without_any_variable() -> None:
     config = load_config(ROOT / "config" / "config.dev.yaml", {})
     assert config.database is None
