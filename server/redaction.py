@@ -24,12 +24,13 @@ _TOKEN = re.compile(
     r"""
     (?P<scheme>\b(?:bearer|basic)\s+)[\w.~+/=-]{6,}                       # a token after its scheme
   | (?P<header>\bauthorization["']?\s*[:=]\s*["']?)(?!bearer\b|basic\b)[^\s"',;]+
-  | \beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*                                    # a JSON web token
-  | (?P<login>\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/]*(?=@)              # a password in a URL
+  | (?<![\w-])eyJ[\w-]{5,}+\.[\w-]{5,}\.[\w-]*                         # a JSON web token
+  | (?P<login>://[^\s:/@]*:)[^\s/]*(?=@)                                # a password in a URL
   | (?P<key>\bpassword["']?\s*[=:]\s*["']?)[^\s"'&,;]+                  # and beside its name
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+"""Its cost is that of one reading: nothing is looked for from more than one place in a run of the same signs."""
 _HINT = re.compile(r"bearer|basic|authorization|eyJ|://|password", re.IGNORECASE)
 
 
