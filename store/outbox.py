@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import msgspec
 import trio
@@ -188,6 +188,14 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     full: bool = False
 
 
+class _Copied(NamedTuple):
+    """What became of copies for the dead letters: `dead` cannot be sent at all; `waiting`: by saga, why one could not
+    be sent now, for which the saga's events wait."""
+
+    dead: list[DeadMessage]
+    waiting: dict[str, str]
+
+
 class Relay:
     """Publishes the share of one worker.
 
@@ -279,64 +287,22 @@ class Relay:
     async def run_once(self) -> Pass:
         """One pass. `Unavailable`, `BrokerAway`: nothing could be done at all, or not be noted."""
         await self._share_if_due()
-        while self._unnoted:
-            await self._outbox.settle(self._unnoted[0])
-            del self._unnoted[0]
-        self._unanswered = True
-        await self._publisher.connect()
-        self._unanswered = False
-        events = await self._outbox.pending(self._relay_id, limit=self._batch_events, max_bytes=self._batch_bytes)
+        await self._note_what_was_not_noted()
+        await self._connect()
+        events = await self._pending()
         if not events:
             return Pass()
-        if self._payload_mask:
-            events = [_masked(event, self._payload_mask) for event in events]
         # A failed compensation goes to the dead letters first. Were it the other way round, an event whose copy cannot
         # be sent just now would be sent again and again.
-        copies = [event for event in events if event.event_type == EventType.SAGA_COMPENSATION_FAILED]
-        copied = await self._publish(copies, self.dead_letter_topic)
-        dead: list[DeadMessage] = []
-        waiting: dict[str, str] = {}
-        for event, (message, outcome) in zip(copies, copied, strict=True):
-            if isinstance(outcome, Refused) or (isinstance(outcome, Unsent) and outcome.no_topic):
-                # A topic that nobody has made must not keep the event itself from its consumers.
-                dead.append(_dead(event, message, outcome.reason))
-            elif isinstance(outcome, Unsent):
-                waiting.setdefault(event.saga_id, outcome.reason)
-        sendable = [event for event in events if event.saga_id not in waiting]
-        published: list[int] = []
-        removed: list[int] = []
-        reasons = list(waiting.values())
-        messages = [message_of(event, self._topic) for event in sendable]
-        outcomes: list[Outcome] = [Unsent("not tried")] * len(messages)
-        try:
-            await self._publish_messages(messages, outcomes)
-        finally:
-            # Also when cancelled: what the broker has should not be sent once more by the next process.
-            for event, message, outcome in zip(sendable, messages, outcomes, strict=True):
-                if isinstance(outcome, Acknowledged):
-                    published.append(event.id)
-                elif isinstance(outcome, Refused):
-                    removed.append(event.id)
-                    dead.append(_dead(event, message, outcome.reason))
-                else:
-                    reasons.append(outcome.reason)
-            finished = {*published, *removed}
-            # A copy is laid aside with its event: as long as that waits, both are tried again.
-            dead = [one for one in dead if one.id in finished]
-            settled = Settled(published=tuple(published), removed=tuple(removed), dead=tuple(dead))
-            if finished:
-                await self._settle(settled)
-        self.published += len(published)
-        self.dead += len(dead)
-        saga_ids = {event.id: event.saga_id for event in events}
-        for one in dead:
-            log.error(
-                "event_refused id=%d topic=%s reason=%s saga_id=%s", one.id, one.topic, one.reason, saga_ids[one.id]
-            )
+        copied = await self._publish_copies(events)
+        settled, reasons = await self._publish_events(events, copied)
+        self.published += len(settled.published)
+        self.dead += len(settled.dead)
+        _tell_refused(settled.dead, events)
         return Pass(
-            published=len(published),
-            dead=len(dead),
-            unsent=len(events) - len(finished),
+            published=len(settled.published),
+            dead=len(settled.dead),
+            unsent=len(events) - len(settled.published) - len(settled.removed),
             reason=reasons[0] if reasons else "",
             full=len(events) >= self._batch_events,
         )
@@ -347,11 +313,50 @@ class Relay:
             self._share_due_at = trio.current_time() + self._lease_secs / 3
             self.backlog = await self._outbox.backlog(self._relay_id)
 
-    async def _publish(self, events: Sequence[OutboxEvent], topic: str) -> list[tuple[Message, Outcome]]:
-        messages = [message_of(event, topic) for event in events]
-        outcomes: list[Outcome] = [Unsent("not tried")] * len(messages)
+    async def _note_what_was_not_noted(self) -> None:
+        while self._unnoted:
+            await self._outbox.settle(self._unnoted[0])
+            del self._unnoted[0]
+
+    async def _connect(self) -> None:
+        self._unanswered = True
+        await self._publisher.connect()
+        self._unanswered = False
+
+    async def _pending(self) -> list[OutboxEvent]:
+        """What is to be published, as it may be shown."""
+        events = await self._outbox.pending(self._relay_id, limit=self._batch_events, max_bytes=self._batch_bytes)
+        return [_masked(event, self._payload_mask) for event in events] if self._payload_mask else events
+
+    async def _publish_copies(self, events: Sequence[OutboxEvent]) -> _Copied:
+        """Failed compensations, to their topic."""
+        copies = [event for event in events if event.event_type == EventType.SAGA_COMPENSATION_FAILED]
+        messages = [message_of(event, self.dead_letter_topic) for event in copies]
+        outcomes = _not_tried(messages)
         await self._publish_messages(messages, outcomes)
-        return list(zip(messages, outcomes, strict=True))
+        dead: list[DeadMessage] = []
+        waiting: dict[str, str] = {}
+        for event, message, outcome in zip(copies, messages, outcomes, strict=True):
+            if isinstance(outcome, Refused) or (isinstance(outcome, Unsent) and outcome.no_topic):
+                # A topic that nobody has made must not keep the event itself from its consumers.
+                dead.append(_dead(event, message, outcome.reason))
+            elif isinstance(outcome, Unsent):
+                waiting.setdefault(event.saga_id, outcome.reason)
+        return _Copied(dead, waiting)
+
+    async def _publish_events(self, events: Sequence[OutboxEvent], copied: _Copied) -> tuple[Settled, list[str]]:
+        """What became of the events, noted in the outbox, and why some of them still wait."""
+        sendable = [event for event in events if event.saga_id not in copied.waiting]
+        messages = [message_of(event, self._topic) for event in sendable]
+        outcomes = _not_tried(messages)
+        try:
+            await self._publish_messages(messages, outcomes)
+        finally:
+            # Also when cancelled: what the broker has should not be sent once more by the next process.
+            settled, reasons = _judged(sendable, messages, outcomes, copied)
+            if settled.published or settled.removed:
+                await self._settle(settled)
+        return settled, reasons
 
     async def _publish_messages(self, messages: Sequence[Message], outcomes: list[Outcome]) -> None:
         """Publishes in bounded time, and stays alive meanwhile in the eyes of the other relays. Cancelled, it waits a
@@ -401,6 +406,38 @@ class Relay:
         elif trouble is None and self.trouble is not None:
             log.info("relay_resumed")
         self.trouble = trouble
+
+
+def _not_tried(messages: Sequence[Message]) -> list[Outcome]:
+    return [Unsent("not tried")] * len(messages)
+
+
+def _judged(
+    events: Sequence[OutboxEvent], messages: Sequence[Message], outcomes: Sequence[Outcome], copied: _Copied
+) -> tuple[Settled, list[str]]:
+    """What is to be noted, and why the other events still wait."""
+    published: list[int] = []
+    removed: list[int] = []
+    dead = list(copied.dead)
+    reasons = list(copied.waiting.values())
+    for event, message, outcome in zip(events, messages, outcomes, strict=True):
+        if isinstance(outcome, Acknowledged):
+            published.append(event.id)
+        elif isinstance(outcome, Refused):
+            removed.append(event.id)
+            dead.append(_dead(event, message, outcome.reason))
+        else:
+            reasons.append(outcome.reason)
+    finished = {*published, *removed}
+    # A copy is laid aside with its event: as long as that waits, both are tried again.
+    dead = [one for one in dead if one.id in finished]
+    return Settled(published=tuple(published), removed=tuple(removed), dead=tuple(dead)), reasons
+
+
+def _tell_refused(dead: Sequence[DeadMessage], events: Sequence[OutboxEvent]) -> None:
+    saga_ids = {event.id: event.saga_id for event in events} if dead else {}
+    for one in dead:
+        log.error("event_refused id=%d topic=%s reason=%s saga_id=%s", one.id, one.topic, one.reason, saga_ids[one.id])
 
 
 def _masked(event: OutboxEvent, mask: PayloadMask) -> OutboxEvent:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge import run_aio
 from saga.errors import Unavailable
-from saga.ports import Created, Recorded
+from saga.ports import Created, Record, Recorded
 from store import audit_rows, rows
 from store.group_commit import Lane
 from store.outbox import Bell
@@ -146,20 +146,30 @@ class PostgresLanes:
     async def record_all(self, connection: Connection, batch: Sequence[MoveRow]) -> list[Recorded | Exception]:
         """What became of each move, in the batch's order; one statement, a second one where any was refused.
         Asyncio-flavoured."""
+        saga_ids = [row.record.before.saga_id for row in batch]
+        found = await self._write_moves(connection, batch)
+        landed = {str(row["id"]): row for row in found}
+        refused = [saga_id for saga_id in saga_ids if saga_id not in landed]
+        now = {}
+        if refused:
+            for row in await fetch(connection, _Q["sagas_by_ids"], saga_ids=refused):
+                now[str(row["id"])] = rows.saga_from_row(row, instant)
+        return [
+            rows.moved_saga(row, landed[saga_id], instant)
+            if saga_id in landed
+            else rows.judge_refused_move(row, now.get(saga_id))
+            for saga_id, row in zip(saga_ids, batch, strict=True)
+        ]
+
+    async def _write_moves(self, connection: Connection, batch: Sequence[MoveRow]) -> list[Any]:
+        """The rows of the moves that landed."""
         records = [row.record for row in batch]
         befores = [record.before for record in records]
         afters = [record.after for record in records]
-        saga_ids = [before.saga_id for before in befores]
-        logs = [
-            (record.before.saga_id, entry, payloads)
-            for row, record in zip(batch, records, strict=True)
-            for entry, payloads in zip(record.logs, row.logs, strict=True)
-        ]
-        events = [(record.before.saga_id, event) for record in records for event in record.events if self._events]
-        found = await fetch(
+        return await fetch(
             connection,
             _Q["record_moves"],
-            saga_ids=saga_ids,
+            saga_ids=[before.saga_id for before in befores],
             owners_before=[before.owner for before in befores],
             epochs_before=[before.epoch for before in befores],
             revisions_before=[before.revision for before in befores],
@@ -176,33 +186,41 @@ class PostgresLanes:
             undos_corrections=[row.undo_corrections for row in batch],
             owners=[row.owner for row in batch],
             epochs=[after.epoch for after in afters],
-            log_saga_ids=[saga_id for saga_id, _, _ in logs],
-            log_step_indexes=[entry.step_index for _, entry, _ in logs],
-            log_step_names=[entry.step_name for _, entry, _ in logs],
-            log_actions=[entry.action for _, entry, _ in logs],
-            log_statuses=[entry.status for _, entry, _ in logs],
-            log_request_payloads=[payloads.request_payload for _, _, payloads in logs],
-            log_response_payloads=[payloads.response_payload for _, _, payloads in logs],
-            log_error_messages=[entry.error_message for _, entry, _ in logs],
-            log_started_ats=[entry.started_at for _, entry, _ in logs],
-            log_completed_ats=[entry.completed_at for _, entry, _ in logs],
-            log_attempts=[entry.attempts for _, entry, _ in logs],
-            event_saga_ids=[saga_id for saga_id, _ in events],
-            event_types=[event.event_type for _, event in events],
-            event_statuses=[event.status for _, event in events],
-            event_current_steps=[event.current_step for _, event in events],
-            event_error_messages=[event.error_message for _, event in events],
+            **_log_columns(batch),
+            **_event_columns(records if self._events else ()),
             now=self._now(),
         )
-        landed = {str(row["id"]): row for row in found}
-        refused = [saga_id for saga_id in saga_ids if saga_id not in landed]
-        now = {}
-        if refused:
-            for row in await fetch(connection, _Q["sagas_by_ids"], saga_ids=refused):
-                now[str(row["id"])] = rows.saga_from_row(row, instant)
-        return [
-            rows.moved_saga(row, landed[saga_id], instant)
-            if saga_id in landed
-            else rows.judge_refused_move(row, now.get(saga_id))
-            for saga_id, row in zip(saga_ids, batch, strict=True)
-        ]
+
+
+def _log_columns(batch: Sequence[MoveRow]) -> dict[str, list[Any]]:
+    """The step logs of a batch, a list for each column."""
+    logs = [
+        (row.record.before.saga_id, entry, payloads)
+        for row in batch
+        for entry, payloads in zip(row.record.logs, row.logs, strict=True)
+    ]
+    return {
+        "log_saga_ids": [saga_id for saga_id, _, _ in logs],
+        "log_step_indexes": [entry.step_index for _, entry, _ in logs],
+        "log_step_names": [entry.step_name for _, entry, _ in logs],
+        "log_actions": [entry.action for _, entry, _ in logs],
+        "log_statuses": [entry.status for _, entry, _ in logs],
+        "log_request_payloads": [payloads.request_payload for _, _, payloads in logs],
+        "log_response_payloads": [payloads.response_payload for _, _, payloads in logs],
+        "log_error_messages": [entry.error_message for _, entry, _ in logs],
+        "log_started_ats": [entry.started_at for _, entry, _ in logs],
+        "log_completed_ats": [entry.completed_at for _, entry, _ in logs],
+        "log_attempts": [entry.attempts for _, entry, _ in logs],
+    }
+
+
+def _event_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The events of moves, a list for each column."""
+    events = [(record.before.saga_id, event) for record in records for event in record.events]
+    return {
+        "event_saga_ids": [saga_id for saga_id, _ in events],
+        "event_types": [event.event_type for _, event in events],
+        "event_statuses": [event.status for _, event in events],
+        "event_current_steps": [event.current_step for _, event in events],
+        "event_error_messages": [event.error_message for _, event in events],
+    }
