@@ -38,6 +38,8 @@ class AuditTrail:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._denials = Denials()
+        self.denials_lost = 0
+        """How many should have been entered, but the store would not."""
 
     async def entries(
         self, where: AuditFilter, *, page_size: int = DEFAULT_PAGE_SIZE, cursor: str | None = None
@@ -74,6 +76,7 @@ class AuditTrail:
         try:
             await self._store.add_audit_entry(entry)
         except (Unavailable, RowRejected) as error:
+            self.denials_lost += 1
             log.warning("denial_not_entered action=%s principal=%s error=%s", action, asked_by.principal, error)
 
 

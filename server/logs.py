@@ -16,15 +16,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
 from itertools import islice
 from math import isfinite
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from saga import log_fields
-from saga.payload_mask import NOTHING, PayloadMask
-from server.config import LogConfig, LogFormat, Secret
+from server.config import LogConfig, LogFormat
 from server.redaction import Mask
 
 MAX_VALUE_CHARS = 4096
@@ -39,18 +37,11 @@ LAST_SECS = 1.0
 """How long the end of the process waits for whoever reads the lines."""
 
 
-def configure(
-    config: LogConfig,
-    *,
-    worker: int | None = None,
-    secrets: Iterable[Secret] = (),
-    payload_mask: PayloadMask = NOTHING,
-) -> None:
-    """Sets the process's log level and form; `worker`: its number among several, which each line then names; `secrets`
-    are in none, and `payload_mask` hides fields in what participants and clients say. Libraries speak from WARNING up:
-    their chatter would drown ours."""
+def configure(config: LogConfig, mask: Mask | None = None, *, worker: int | None = None) -> None:
+    """Sets the process's log level and form; `mask`: what no line shows; `worker`: its number among several, which each
+    line then names. Libraries speak from WARNING up: their chatter would drown ours."""
     as_json = config.format is LogFormat.JSON or (config.format is LogFormat.AUTO and not sys.stderr.isatty())
-    mask = Mask(secrets, payload_mask)
+    mask = mask or Mask()
     handler = LineHandler(sys.stderr.fileno())
     handler.setFormatter(JsonLines(mask, worker) if as_json else TextLines(mask, worker))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -71,6 +62,11 @@ def flush() -> None:
     who ends without it (`os._exit`) has to."""
     for handler in logging.getLogger().handlers:
         handler.flush()
+
+
+def lines_lost() -> int:
+    """How many lines nobody took in time, since this process began."""
+    return sum(handler.lost_in_all for handler in logging.getLogger().handlers if isinstance(handler, LineHandler))
 
 
 _log = logging.getLogger("saga.process")
@@ -289,6 +285,8 @@ class LineHandler(logging.Handler):
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self.lost = 0
+        """Lines of which it has not been told yet that they are."""
+        self.lost_in_all = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -300,6 +298,7 @@ class LineHandler(logging.Handler):
             self._put(self.format(_lost(lost)).encode() + b"\n")
         if self._waiting_bytes + len(line) > MAX_WAITING_BYTES:
             self.lost += 1
+            self.lost_in_all += 1
         else:
             self._put(line)
         self.drain(0.0)

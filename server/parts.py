@@ -31,7 +31,7 @@ from server.config import Config, KafkaConfig
 from server.errors import CannotStart
 from server.jwks import KeySet
 from server.opened_store import AnyStore
-from server.redaction import Mask, secrets_of
+from server.redaction import Mask, mask_of
 from server.seat import Seat
 from server.tls import ServerContexts, TlsFilesInvalid
 from server.tokens import TokenVerifier
@@ -79,110 +79,91 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
                 await trio.to_thread.run_sync(self.tracer.close)
 
 
+class _Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """What many of the parts are given. `payload_mask`: compiled here and nowhere else in a server."""
+
+    config: Config
+    store: AnyStore
+    worker_id: str
+    meter: PrometheusMeter
+    tracer: Tracer
+    payload_mask: PayloadMask
+    catalog: Catalog
+    watchers: Watchers
+    clock: SystemClock
+
+
 def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | None, outage: StoreOutage) -> Parts:
     """The parts of a server over `store`. Raises `CannotStart`."""
-    clock, meter, watchers, catalog = SystemClock(), PrometheusMeter(), Watchers(), Catalog(store)
+    shared = _shared(store, config)
+    meter = shared.meter
     caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
-    worker_id = f"{socket.gethostname()}-{os.getpid()}-{random.randbytes(4).hex()}"
-    tracer = _opened_tracer(config, worker_id, meter)
-    supervisor = Supervisor(
-        Engine(
-            store=store,
-            caller=caller,
-            clock=clock,
-            watchers=watchers,
-            meter=meter,
-            draw=random.random,
-            tracer=tracer,
-            park_after_secs=config.saga.park_after_secs,
-            outage=outage,
-        ),
-        catalog,
-        worker_id=worker_id,
-        limits=Limits(
-            max_concurrent=config.saga.max_concurrent,
-            lease_secs=config.saga.lease_secs,
-            shutdown_grace_secs=config.saga.shutdown_grace_secs,
-        ),
-        services=config.services,
-    )
-    payload_mask = PayloadMask(config.observability.redact)
-    service = SagaService(
-        store,
-        supervisor,
-        catalog,
-        watchers,
-        clock,
-        services=config.services,
-        max_payload_bytes=config.saga.max_payload_bytes,
-        meter=meter,
-        tracer=tracer,
-        admission=Admission(config.server.limits.max_starts),
-        payload_mask=payload_mask,
-    )
+    supervisor = _supervisor(shared, caller, outage)
+    service = _service(shared, supervisor)
     _read_counts(meter, supervisor, store)
-    meter.tell_build(
-        version=product_version(),
-        python=platform.python_version(),
-        store="postgres" if isinstance(store, PostgresStore) else "sqlite",
-    )
-    relay = None
-    if config.kafka is not None:
-        relay = _relay_to(config.kafka, store, worker_id, config.saga.lease_secs, payload_mask)
-        _read_relay_counts(meter, relay)
-    keys = None if config.auth is None else KeySet(config.auth.jwks_url, config.auth.jwks_cache_ttl_secs)
-    if keys is not None:
-        _read_keys(meter, keys)
-    # Sagas run without the broker: their events wait.
-    readiness = Readiness(
-        service,
-        drain,
-        {} if relay is None else {"kafka": relay.check},
-        keys_state=None if keys is None else lambda: keys.state,
-    )
-    _read_readiness(meter, readiness)
+    relay = _relay(shared)
+    keys = _keys(config, meter)
+    readiness = _readiness(service, drain, relay, keys, meter)
     contexts = _contexts(config)
-    certificates = shown_certificates(config, contexts)
-    certificate_ends = CertificateEnds(certificates) if certificates else None
-    if certificate_ends is not None:
-        _read_certificates(meter, certificate_ends)
-    shared = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
+    certificate_ends = _certificate_ends(config, contexts, meter)
+    shared_metrics = None if seat is None else SharedMetrics(meter.registry, seat.metrics_folder, seat.number)
     authenticator = _authenticator(config, keys)
     limits = DoorLimits(
         max_connections=config.server.limits.max_connections, max_requests=config.server.limits.max_requests
     )
-    app = create_app(
+    rest = create_app(
         service,
         drain=drain,
         authenticator=authenticator,
         meter=meter,
-        tracer=tracer,
+        tracer=shared.tracer,
         version=product_version(),
         readiness=readiness,
-        shared_metrics=shared,
-        payload_mask=payload_mask,
+        shared_metrics=shared_metrics,
+        payload_mask=shared.payload_mask,
         limits=limits,
         loopback_names_only=config.is_for_this_machine_only,
     )
     return Parts(
         meter=meter,
-        tracer=tracer,
+        tracer=shared.tracer,
         caller=caller,
         supervisor=supervisor,
         service=service,
         readiness=readiness,
         authenticator=authenticator,
         limits=limits,
-        rest=app,
+        rest=rest,
         relay=relay,
         contexts=contexts,
         certificate_ends=certificate_ends,
         keys=keys,
-        shared_metrics=shared,
+        shared_metrics=shared_metrics,
     )
 
 
-def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter) -> Tracer:
+def _shared(store: AnyStore, config: Config) -> _Shared:
+    meter, mask = PrometheusMeter(), mask_of(config)
+    meter.tell_build(
+        version=product_version(),
+        python=platform.python_version(),
+        store="postgres" if isinstance(store, PostgresStore) else "sqlite",
+    )
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{random.randbytes(4).hex()}"
+    return _Shared(
+        config=config,
+        store=store,
+        worker_id=worker_id,
+        meter=meter,
+        tracer=_opened_tracer(config, worker_id, meter, mask),
+        payload_mask=mask.fields,
+        catalog=Catalog(store),
+        watchers=Watchers(),
+        clock=SystemClock(),
+    )
+
+
+def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter, mask: Mask) -> Tracer:
     """The tracer the configuration asks for; one that keeps nothing where it asks for none."""
     otlp = config.observability.otlp
     if otlp is None:
@@ -191,7 +172,7 @@ def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter) -> Tr
 
     tracer = otlp_tracer(
         otlp.endpoint,
-        Mask(secrets_of(config), PayloadMask(config.observability.redact)),
+        mask,
         name=config.app.name,
         version=product_version(),
         environment=config.app.environment,
@@ -200,6 +181,90 @@ def _opened_tracer(config: Config, worker_id: str, meter: PrometheusMeter) -> Tr
     meter.read_counter("saga_spans_exported", "Spans the collector has taken", lambda: tracer.exported)
     meter.read_counter("saga_spans_lost", "Spans lost because the collector was away or slow", lambda: tracer.lost)
     return tracer
+
+
+def _supervisor(shared: _Shared, caller: GrpcStepCaller, outage: StoreOutage) -> Supervisor:
+    saga = shared.config.saga
+    engine = Engine(
+        store=shared.store,
+        caller=caller,
+        clock=shared.clock,
+        watchers=shared.watchers,
+        meter=shared.meter,
+        draw=random.random,
+        tracer=shared.tracer,
+        park_after_secs=saga.park_after_secs,
+        outage=outage,
+    )
+    return Supervisor(
+        engine,
+        shared.catalog,
+        worker_id=shared.worker_id,
+        limits=Limits(
+            max_concurrent=saga.max_concurrent,
+            lease_secs=saga.lease_secs,
+            shutdown_grace_secs=saga.shutdown_grace_secs,
+        ),
+        services=shared.config.services,
+    )
+
+
+def _service(shared: _Shared, supervisor: Supervisor) -> SagaService:
+    config = shared.config
+    return SagaService(
+        shared.store,
+        supervisor,
+        shared.catalog,
+        shared.watchers,
+        shared.clock,
+        services=config.services,
+        max_payload_bytes=config.saga.max_payload_bytes,
+        meter=shared.meter,
+        tracer=shared.tracer,
+        admission=Admission(config.server.limits.max_starts),
+        payload_mask=shared.payload_mask,
+    )
+
+
+def _readiness(
+    service: SagaService, drain: Drain, relay: Relay | None, keys: KeySet | None, meter: PrometheusMeter
+) -> Readiness:
+    readiness = Readiness(
+        service,
+        drain,
+        # Sagas run without the broker: their events wait.
+        {} if relay is None else {"kafka": relay.check},
+        keys_state=None if keys is None else lambda: keys.state,
+    )
+    _read_readiness(meter, readiness)
+    return readiness
+
+
+def _keys(config: Config, meter: PrometheusMeter) -> KeySet | None:
+    if config.auth is None:
+        return None
+    keys = KeySet(config.auth.jwks_url, config.auth.jwks_cache_ttl_secs)
+    meter.read_counter("saga_jwks_fetches", "Fetches of the keys of tokens", lambda: keys.fetches, "outcome")
+    meter.read_gauge(
+        "saga_jwks_fetched_timestamp_seconds", "When the keys of tokens came last; 0: never", lambda: keys.fetched_at
+    )
+    return keys
+
+
+def _certificate_ends(
+    config: Config, contexts: ServerContexts | None, meter: PrometheusMeter
+) -> CertificateEnds | None:
+    certificates = shown_certificates(config, contexts)
+    if not certificates:
+        return None
+    ends = CertificateEnds(certificates)
+    meter.read_gauge(
+        "saga_tls_certificate_expiry_timestamp_seconds",
+        "When the certificates end that this process shows to others",
+        lambda: ends.timestamps,
+        "use",
+    )
+    return ends
 
 
 def _contexts(config: Config) -> ServerContexts | None:
@@ -219,10 +284,24 @@ def _authenticator(config: Config, keys: KeySet | None) -> Authenticator:
     return TokenVerifier(keys, issuer=config.auth.issuer, audience=config.auth.audience)
 
 
-def _relay_to(
-    kafka: KafkaConfig, store: AnyStore, worker_id: str, lease_secs: float, payload_mask: PayloadMask
-) -> Relay:
-    settings = KafkaSettings(
+def _relay(shared: _Shared) -> Relay | None:
+    kafka = shared.config.kafka
+    if kafka is None:
+        return None
+    relay = Relay(
+        shared.store.outbox,
+        KafkaPublisher(_kafka_settings(kafka), client_id=f"saga-{shared.worker_id}"),
+        relay_id=shared.worker_id,
+        topic=kafka.topic,
+        lease_secs=shared.config.saga.lease_secs,
+        payload_mask=shared.payload_mask,
+    )
+    _read_relay_counts(shared.meter, relay)
+    return relay
+
+
+def _kafka_settings(kafka: KafkaConfig) -> KafkaSettings:
+    return KafkaSettings(
         brokers=kafka.brokers,
         security_protocol=kafka.security_protocol.value,
         sasl_mechanism=None if kafka.sasl is None else kafka.sasl.mechanism.value,
@@ -231,14 +310,6 @@ def _relay_to(
         ca_file=kafka.tls.ca_file,
         cert_file=kafka.tls.cert_file,
         key_file=kafka.tls.key_file,
-    )
-    return Relay(
-        store.outbox,
-        KafkaPublisher(settings, client_id=f"saga-{worker_id}"),
-        relay_id=worker_id,
-        topic=kafka.topic,
-        lease_secs=lease_secs,
-        payload_mask=payload_mask,
     )
 
 
@@ -267,22 +338,6 @@ def _read_readiness(meter: PrometheusMeter, readiness: Readiness) -> None:
 
     meter.read_gauge("saga_ready", "1: this process should be sent requests, as of the last few seconds", is_ready)
     meter.read_gauge("saga_check_ok", "1: this part of /readyz is well, as of the last few seconds", checks, "check")
-
-
-def _read_certificates(meter: PrometheusMeter, ends: CertificateEnds) -> None:
-    meter.read_gauge(
-        "saga_tls_certificate_expiry_timestamp_seconds",
-        "When the certificates end that this process shows to others",
-        lambda: ends.timestamps,
-        "use",
-    )
-
-
-def _read_keys(meter: PrometheusMeter, keys: KeySet) -> None:
-    meter.read_counter("saga_jwks_fetches", "Fetches of the keys of tokens", lambda: keys.fetches, "outcome")
-    meter.read_gauge(
-        "saga_jwks_fetched_timestamp_seconds", "When the keys of tokens came last; 0: never", lambda: keys.fetched_at
-    )
 
 
 def _read_relay_counts(meter: PrometheusMeter, relay: Relay) -> None:

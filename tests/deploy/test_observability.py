@@ -164,6 +164,9 @@ def test_there_is_an_alert_for_each_thing_that_must_not_go_unseen() -> None:
         "saga_ready",
         "saga_check_ok",
         "saga_jwks_fetches_total",
+        "saga_log_lines_lost_total",
+        "saga_audit_denials_lost_total",
+        "saga_spans_lost_total",
         "saga_tls_certificate_expiry_timestamp_seconds",
     }
 

@@ -220,6 +220,7 @@ async def test_a_denial_that_cannot_be_entered_does_not_fail_the_request(
         store.before["add_audit_entry"] = away
         await worker.service.audit.note_denied(NOBODY, AuditAction.START_SAGA)
         assert "denial_not_entered action=START_SAGA principal=nobody" in caplog.text
+        assert worker.service.audit.denials_lost == 1
         del store.before["add_audit_entry"]
         assert await entries(worker) == []
 
