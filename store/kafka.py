@@ -359,9 +359,10 @@ async def _stop(producer: Any) -> None:
 
 
 def _drop_what_it_holds(accumulator: Any) -> None:
-    batches = [*accumulator._pending_batches]
+    batches = accumulator._pending_batches
     for waiting in accumulator._batches.values():
-        batches += waiting
+        # As those under way: one that was put back, to be tried again, takes itself out of there when it fails.
+        batches.update(waiting)
     accumulator._batches.clear()
     # What a request under way has failed with is not to be put back.
     accumulator.reenqueue = lambda _batch: None

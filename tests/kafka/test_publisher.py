@@ -40,7 +40,7 @@ def unsent(count: int) -> list[Outcome]:
     return [Unsent("not tried")] * count
 
 
-@pytest.mark.parametrize("trouble", ["down", "slow"])
+@pytest.mark.parametrize("trouble", ["down", "slow", "not leading"])
 async def test_a_producer_that_is_given_up_leaves_nothing_behind(
     mock_broker: MockBroker, trouble: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -53,8 +53,10 @@ async def test_a_producer_that_is_given_up_leaves_nothing_behind(
         assert outcomes == [Acknowledged()] * len(messages)
         if trouble == "down":
             mock_broker.down()
-        else:
+        elif trouble == "slow":
             mock_broker.answer_after(30)
+        else:
+            mock_broker.lead(topic, 4, is_led=False)  # what is not taken waits for another leader
         outcomes = unsent(len(messages))
         with trio.move_on_after(0.3) as scope:
             await publisher.publish(messages, outcomes)
@@ -68,6 +70,7 @@ async def test_a_producer_that_is_given_up_leaves_nothing_behind(
         # The next one begins anew.
         mock_broker.up()
         mock_broker.answer_after(0)
+        mock_broker.lead(topic, 4, is_led=True)
         outcomes = unsent(3)
         await publisher.publish(messages[:3], outcomes)
         assert outcomes == [Acknowledged()] * 3

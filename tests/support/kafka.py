@@ -95,6 +95,12 @@ class MockBroker:
         """Has it again."""
         self._library.rd_kafka_mock_topic_set_error(self._cluster, topic.encode(), 0)
 
+    def lead(self, topic: str, partitions: int, *, is_led: bool) -> None:
+        """Whether its partitions have a leader, from now on."""
+        for partition in range(partitions):
+            leader = 1 if is_led else -1
+            self._library.rd_kafka_mock_partition_set_leader(self._cluster, topic.encode(), partition, leader)
+
     def down(self) -> None:
         """Closes the port and every connection."""
         self._library.rd_kafka_mock_broker_set_down(self._cluster, 1)
@@ -256,6 +262,7 @@ def _librdkafka() -> Any:
         ("rd_kafka_mock_cluster_destroy", None, [pointer]),
         ("rd_kafka_mock_topic_create", number, [pointer, text, number, number]),
         ("rd_kafka_mock_topic_set_error", None, [pointer, text, number]),
+        ("rd_kafka_mock_partition_set_leader", number, [pointer, text, ctypes.c_int32, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_down", number, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_up", number, [pointer, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_rtt", number, [pointer, ctypes.c_int32, number]),
