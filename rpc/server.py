@@ -6,6 +6,7 @@ error becomes is `server_errors.py`, stopping is `draining.py`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -188,10 +189,13 @@ class Servicer(SagaServiceBase):
             caller = msgspec.structs.replace(caller, principal=await self._principal(stream))
             await self._require(caller, method)
             await answer(caller)
+            _leave_if_cancelled()
             status = Status.OK
         except StreamTerminatedError:
+            _leave_if_cancelled()
             raise  # nobody is there to be told
         except Exception as error:
+            _leave_if_cancelled()
             told = failure(error)
             status = told.status
             if status is Status.INTERNAL:
@@ -233,6 +237,14 @@ class Servicer(SagaServiceBase):
             if method in AUDITED:
                 await call_trio(self._service.audit.note_denied, caller.asked_by, AUDITED[method])
             raise
+
+
+def _leave_if_cancelled() -> None:
+    """Raises `CancelledError` if the client has gone, or its deadline has passed, while what it asked for came to its
+    end all the same: grpclib logs it as an error of ours if anything else comes of a cancelled call."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _end_span(span: RequestSpan, method: str, status: Status, seconds: float, known_as: str) -> None:

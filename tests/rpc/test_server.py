@@ -14,6 +14,7 @@ from k1s0.system.saga.v1 import saga_pb2 as pb
 from multidict import MultiDict
 
 from bridge import call_trio, run_aio
+from saga.errors import Unavailable
 from tests.rpc.conftest import NO_SAGA, Door, fields, reason
 from tests.support.orchestrator import HANGS, ORDER, REFUSED
 
@@ -353,6 +354,38 @@ async def test_a_watcher_that_leaves_is_forgotten(door: Door) -> None:
     with trio.fail_after(5):
         while len(watchers):
             await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["answered", "refused"])
+async def test_a_client_that_leaves_as_its_answer_comes_is_no_error_of_ours(
+    door: Door, fails: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    reached = trio.Event()
+
+    async def until_it_leaves() -> Any:
+        reached.set()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            if fails:
+                raise Unavailable("the store is away") from None
+            return []
+
+    monkeypatch.setattr(door.house.store, "workflows", until_it_leaves)
+
+    async def ask_and_leave() -> None:
+        async with door.stub.ListWorkflows.open() as stream:
+            await stream.send_message(pb.ListWorkflowsRequest(), end=True)
+            await call_trio(reached.wait)
+            await stream.cancel()
+
+    await run_aio(ask_and_leave())
+    with trio.fail_after(10):
+        while "grpc_call method=ListWorkflows" not in caplog.text:
+            await trio.lowlevel.checkpoint()
+    await door.start()  # a turn of the loop later
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_start_whose_client_gives_up_is_finished_all_the_same(
