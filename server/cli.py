@@ -110,22 +110,17 @@ def _fail(message: str) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     import msgspec
 
-    from saga.payload_mask import PayloadMask
     from server import app, logs
     from server.config import ConfigInvalid
     from server.config_loading import config_file, load_config
     from server.errors import CannotStart
-    from server.redaction import secrets_of
+    from server.redaction import mask_of
     from server.workers import serve_workers
 
     try:
         config = load_config(arguments.config, os.environ)
         config = msgspec.structs.replace(config, insecure=arguments.insecure)
-        logs.configure(
-            config.observability.log,
-            secrets=secrets_of(config),
-            payload_mask=PayloadMask(config.observability.redact),
-        )
+        logs.configure(config.observability.log, mask_of(config))
         app.tell_beginnings(config, config_file(arguments.config, os.environ), arguments.workers)
         if arguments.workers > 1:
             return serve_workers(config, arguments.workers)

@@ -26,6 +26,7 @@ from saga.store_outage import StoreOutage
 from saga.supervisor import Limits, Supervisor
 from saga.tracing import Tracer
 from saga.watchers import Watchers
+from server import logs
 from server.certificate_ends import CertificateEnds, shown_certificates
 from server.config import Config, KafkaConfig
 from server.errors import CannotStart
@@ -80,7 +81,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Shared(msgspec.Struct, frozen=True, kw_only=True):
-    """What many of the parts are given. `payload_mask`: compiled here and nowhere else in a server."""
+    """What many of the parts are given."""
 
     config: Config
     store: AnyStore
@@ -100,7 +101,7 @@ def joined_parts(store: AnyStore, config: Config, drain: Drain, seat: Seat | Non
     caller = GrpcStepCaller(config.services, max_payload_bytes=config.saga.max_payload_bytes)
     supervisor = _supervisor(shared, caller, outage)
     service = _service(shared, supervisor)
-    _read_counts(meter, supervisor, store)
+    _read_counts(meter, supervisor, service, store)
     relay = _relay(shared)
     keys = _keys(config, meter)
     readiness = _readiness(service, drain, relay, keys, meter)
@@ -313,8 +314,14 @@ def _kafka_settings(kafka: KafkaConfig) -> KafkaSettings:
     )
 
 
-def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, store: AnyStore) -> None:
+def _read_counts(meter: PrometheusMeter, supervisor: Supervisor, service: SagaService, store: AnyStore) -> None:
     """What is counted elsewhere and read at each scrape."""
+    meter.read_counter("saga_log_lines_lost", "Lines of the log that nobody took in time", logs.lines_lost)
+    meter.read_counter(
+        "saga_audit_denials_lost",
+        "Denied requests that the store would not enter in the audit log",
+        lambda: service.audit.denials_lost,
+    )
     meter.read_gauge("saga_active", "Sagas this worker runs now", lambda: supervisor.active)
     if store.lanes:
         meter.read_gauge(

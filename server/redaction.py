@@ -35,10 +35,10 @@ _HINT = re.compile(r"bearer|basic|authorization|eyJ|://|password", re.IGNORECASE
 
 
 class Mask:
-    """Puts `***` in place of what a text must not show."""
+    """Puts `***` in place of what a text must not show. `fields`: those of payloads among it."""
 
     def __init__(self, secrets: Iterable[Secret] = (), fields: PayloadMask = NOTHING) -> None:
-        self._fields = fields
+        self.fields = fields
         spellings: set[str] = set()
         for secret in secrets:
             text = secret.reveal()
@@ -51,12 +51,17 @@ class Mask:
     def __call__(self, text: str) -> str:
         if self._secrets is not None:
             text = self._secrets.sub(MASK, text)
-        text = self._fields.text(text)
+        text = self.fields.text(text)
         return _TOKEN.sub(_masked, text) if _HINT.search(text) else text
 
 
 def _masked(found: re.Match[str]) -> str:
     return f"{found['scheme'] or found['header'] or found['login'] or found['key'] or ''}{MASK}"
+
+
+def mask_of(config: Config) -> Mask:
+    """What a configuration forbids to show: its secrets, and the fields of `observability.redact`."""
+    return Mask(secrets_of(config), PayloadMask(config.observability.redact))
 
 
 def secrets_of(config: Config) -> list[Secret]:

@@ -29,12 +29,11 @@ from types import FrameType
 
 import msgspec
 
-from saga.payload_mask import PayloadMask
 from server import app, logs
 from server.checks import check
 from server.config import Config, ConfigInvalid
 from server.errors import CannotStart
-from server.redaction import secrets_of
+from server.redaction import mask_of
 from server.seat import Seat
 
 log = logging.getLogger("saga.workers")
@@ -78,12 +77,7 @@ def serve_workers(config: Config, count: int) -> int:
         config = msgspec.structs.replace(config, server=server)
 
         def work(number: int, ready: Callable[[], None]) -> int:
-            logs.configure(
-                config.observability.log,
-                worker=number,
-                secrets=secrets_of(config),
-                payload_mask=PayloadMask(config.observability.redact),
-            )
+            logs.configure(config.observability.log, mask_of(config), worker=number)
             seat = Seat(number=number, ready=ready, metrics_folder=metrics_folder)
             return app.serve(config, seat=seat)
 
