@@ -11,6 +11,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import cast
 
 from bridge import running_loop
@@ -53,11 +54,14 @@ class Handshakes:
         self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol], peer: str | None
     ) -> None:
         held = _Held()
+        context = self._context()
+        context.sslobject_class = _TellsWhy
+        _ARRIVED.set(transport)
         try:
             encrypted = await running_loop().start_tls(
                 transport,
                 held,
-                self._context(),
+                context,
                 server_side=True,
                 ssl_handshake_timeout=HANDSHAKE_SECS,
                 ssl_shutdown_timeout=GOODBYE_SECS,
@@ -76,6 +80,28 @@ class Handshakes:
     def cut(self) -> None:
         """Ends those under way, and begins no others: the server stops."""
         self._places.shut()
+
+
+_ARRIVED: ContextVar[asyncio.Transport] = ContextVar("_ARRIVED")
+"""The plain connection, in the task of its handshake and in what that has the loop call."""
+
+
+class _TellsWhy(ssl.SSLObject):
+    """Sends the alert that TLS has for a client whose handshake fails. asyncio cuts the connection with the alert still
+    in its hands."""
+
+    _transport: asyncio.Transport | None = None
+
+    def do_handshake(self) -> None:
+        # The first turn is the task's; those after it are of what arrives.
+        self._transport = self._transport or _ARRIVED.get()
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            self._transport.write(self._transport.get_protocol()._outgoing.read())  # type: ignore[attr-defined]  # asyncio's own
+            raise
 
 
 class _Arrival(asyncio.Protocol):
