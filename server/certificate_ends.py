@@ -30,8 +30,12 @@ Source = Callable[[], Shown | None]
 """The certificate that is shown now; None: it cannot be read, so the one before is."""
 
 
+Warn = Callable[[str, Shown], None]
+"""Logs one thing about the certificate of a use."""
+
+
 class _Told(msgspec.Struct, frozen=True):
-    event: str
+    tell: Warn
     shown: Shown
     at: datetime
 
@@ -86,24 +90,34 @@ class CertificateEnds:
         self.timestamps = {use: shown.not_after.timestamp() for use, shown in self._shown.items()}
         now = self._now()
         for use, shown in self._shown.items():
-            self._tell(use, shown, now)
+            self._tell_if_due(use, shown, now)
 
-    def _tell(self, use: str, shown: Shown, now: datetime) -> None:
-        if now >= shown.not_after:
-            event = "tls_certificate_expired"
-        elif now < shown.not_before:
-            event = "tls_certificate_not_yet_valid"
-        elif now >= shown.not_after - SOON:
-            event = "tls_certificate_ends_soon"
-        else:
-            self._told.pop(use, None)
-            return
+    def _tell_if_due(self, use: str, shown: Shown, now: datetime) -> None:
+        tell = _warning_of(shown, now)
         before = self._told.get(use)
-        if before is None or (before.event, before.shown) != (event, shown) or now >= before.at + AGAIN:
-            self._told[use] = _Told(event, shown, now)
-            if event == "tls_certificate_expired":
-                log.error("tls_certificate_expired use=%s file=%s at=%s", use, shown.file, shown.not_after)
-            elif event == "tls_certificate_not_yet_valid":
-                log.warning("tls_certificate_not_yet_valid use=%s file=%s at=%s", use, shown.file, shown.not_before)
-            else:
-                log.warning("tls_certificate_ends_soon use=%s file=%s at=%s", use, shown.file, shown.not_after)
+        if tell is None:
+            self._told.pop(use, None)
+        elif before is None or (before.tell, before.shown) != (tell, shown) or now >= before.at + AGAIN:
+            self._told[use] = _Told(tell, shown, now)
+            tell(use, shown)
+
+
+def _warning_of(shown: Shown, now: datetime) -> Warn | None:
+    """What is to be said of a certificate now; None: all is well."""
+    if now >= shown.not_after:
+        return _tell_expired
+    if now < shown.not_before:
+        return _tell_not_yet_valid
+    return _tell_ends_soon if now >= shown.not_after - SOON else None
+
+
+def _tell_expired(use: str, shown: Shown) -> None:
+    log.error("tls_certificate_expired use=%s file=%s at=%s", use, shown.file, shown.not_after)
+
+
+def _tell_not_yet_valid(use: str, shown: Shown) -> None:
+    log.warning("tls_certificate_not_yet_valid use=%s file=%s at=%s", use, shown.file, shown.not_before)
+
+
+def _tell_ends_soon(use: str, shown: Shown) -> None:
+    log.warning("tls_certificate_ends_soon use=%s file=%s at=%s", use, shown.file, shown.not_after)
