@@ -12,6 +12,7 @@ from k1s0.system.saga.v1 import saga_pb2 as pb
 
 from saga.audit import AuditEntry
 from saga.errors import Detail, Invalid
+from saga.json_bounds import TOO_LARGE, place_of_number_out_of_range
 from saga.model import Json, Saga, StepLog
 from saga.workflow import Workflow, encode_definition
 
@@ -46,7 +47,11 @@ def json_object(field: str, data: bytes, faults: list[Detail]) -> Json:
     try:
         value = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        faults.append(Detail(field=field, reason="malformed", message=f"expected a JSON object: {error}"))
+        place = place_of_number_out_of_range(data)
+        if place:
+            faults.append(Detail(field=f"{field}.{place}", reason="out_of_range", message=TOO_LARGE))
+        else:
+            faults.append(Detail(field=field, reason="malformed", message=f"expected a JSON object: {error}"))
         return {}
     if not isinstance(value, dict):
         faults.append(Detail(field=field, reason="type", message="expected a JSON object"))

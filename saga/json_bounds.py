@@ -3,10 +3,15 @@ corrected requests."""
 
 from __future__ import annotations
 
+import json
+from math import isinf
+from typing import Any
+
 import msgspec
 
 from saga.errors import Detail, Invalid, PayloadTooLarge
 from saga.model import Json
+from saga.yaml_nodes import cut, join
 
 MAX_DEPTH = 100
 """Levels of objects and lists: what protobuf's JSON mapping, the next to read it, accepts."""
@@ -36,6 +41,47 @@ def encode_within_bounds(field: str, value: Json, max_bytes: int, faults: list[D
     if b"\\u0000" in body and _has_nul(value):
         faults.append(Detail(field=field, reason="nul_character", message="U+0000 cannot be stored in a JSON string"))
     return body
+
+
+TOO_LARGE = "the number is larger than can be kept"
+MAX_DIGITS = 4300
+"""Of a whole number; Python's own limit, which msgspec keeps to."""
+_MARK = object()
+"""Stands for such a number."""
+
+
+def place_of_number_out_of_range(data: bytes) -> str:
+    """Where the first number stands that is too large in a JSON text that msgspec refused, as `payload.items[1].price`:
+    msgspec itself tells of keys only that they are some. Empty: there is none, or the text is no JSON anyway."""
+    try:
+        value = json.loads(data, parse_float=lambda text: _MARK if isinf(float(text)) else 0, parse_int=_int)
+    except (ValueError, RecursionError):
+        return ""
+    # The way to a value is kept as its last step and the way to there: as texts they could be far larger than the body.
+    left: list[tuple[Any, Any]] = [((), value)]
+    while left:
+        way, found = left.pop()
+        if found is _MARK:
+            return _written(way)
+        inner = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+        left += [((way, step), below) for step, below in reversed([*inner])]
+    return ""
+
+
+def _int(digits: str) -> object:
+    return _MARK if len(digits.lstrip("-")) > MAX_DIGITS else 0
+
+
+def _written(way: Any) -> str:
+    steps = []
+    while way:
+        way, step = way
+        steps.append(step)
+    path = ""
+    for step in reversed(steps):
+        path = join(path, step) if isinstance(step, str) else f"{path}[{step}]"
+    # A lone surrogate in a key is nothing that can be told.
+    return cut(path.encode("utf-8", "replace").decode())
 
 
 def _is_deeper(value: object, limit: int) -> bool:

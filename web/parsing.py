@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from saga.errors import Detail, Invalid
+from saga.json_bounds import TOO_LARGE, place_of_number_out_of_range
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -140,6 +141,8 @@ def _json(data: bytes, content_type: str | None) -> Any:
     except UnicodeDecodeError:
         _refuse("", "malformed", "the body is no UTF-8")
     except msgspec.MsgspecError as error:
+        if place := place_of_number_out_of_range(data):
+            _refuse(place, "out_of_range", TOO_LARGE)
         _refuse("", "malformed", f"the body is no JSON: {error}")
 
 

@@ -65,6 +65,12 @@ async def test_a_payload_nested_too_deep_is_refused_by_its_field(door: Door) -> 
     assert await door.start(payload=b'{"a":' * 99 + b"{}" + b"}" * 99)
 
 
+async def test_a_number_that_is_too_large_is_named_by_its_place(door: Door) -> None:
+    request = pb.StartSagaRequest(workflow_name="order", payload=b'{"items": [{"price": 1e999}]}')
+    error = await door.refused(door.stub.StartSaga, request)
+    assert (error.status, fields(error)) == (Status.INVALID_ARGUMENT, ["payload.items[0].price"])
+
+
 async def test_every_field_at_fault_is_named(door: Door) -> None:
     request = pb.StartSagaRequest(workflow_name="", correlation_id="x" * 256, initiated_by="a\nb")
     error = await door.refused(door.stub.StartSaga, request)

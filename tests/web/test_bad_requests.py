@@ -103,6 +103,26 @@ async def test_a_body_that_is_no_json_object_is_400(site: Site, body: bytes) -> 
         error_of(await site.client.post(path, content=body, headers={"Content-Type": "application/json"}), 400)
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (
+            b'{"workflow_name": "order", "payload": {"a b": [1, {"price": 1e999}], "z": -1e999}}',
+            'payload."a b"[1].price',
+        ),
+        (b'{"a": 1.5, "b": -1e400}', "b"),
+        (b'{"a": 15, "b": -1' + b"0" * 5000 + b"}", "b"),
+        (b'{"a": 1e999, "b" 1}', ""),
+        (b'{"\\ud800": 1e999}', '"?"'),
+        (b'{"a": ' + b"[" * 500 + b"1e999" + b"]" * 500 + b"}", "a" + "[0]" * 66 + "\u2026"),
+    ],
+)
+async def test_a_number_that_is_too_large_is_named_by_its_place(site: Site, body: bytes, field: str) -> None:
+    answer = await site.client.post("/api/v1/sagas", content=body, headers={"Content-Type": "application/json"})
+    (detail,) = error_of(answer, 400)["details"]
+    assert (detail["field"], detail["reason"]) == (field, "out_of_range" if field else "malformed")
+
+
 async def test_every_field_of_a_wrong_type_is_named_with_what_was_expected(site: Site) -> None:
     body = {"workflow_name": 1, "payload": [], "correlation_id": {}, "initiated_by": True, "extra": None, "x": 0}
     error = error_of(await site.client.post("/api/v1/sagas", json=body), 400)
