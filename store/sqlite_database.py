@@ -7,13 +7,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
 from saga.audit import IN_PROCESS, AuditEntries, AuditFilter, NewAuditEntry, Requester
 from saga.errors import Conflict, RowRejected
-from saga.model import EventType, Saga, SagaEvent, SagaStatus, StepLog
+from saga.model import EventType, LogEntry, Saga, SagaEvent, SagaStatus, StepLog
 from saga.ports import Claimed, Clock, Created, Page, Recorded, Registered, SagaFilter, SchemaState, UndoDebt
 from saga.workflow import Workflow, WorkflowDefinition, encode_definition
 from store import audit_rows, rows, sqlite_migrations
@@ -21,7 +21,7 @@ from store.cloudevents import OutboxEvent
 from store.instants import after_secs, from_text, seconds_between, to_text
 from store.outbox import Backlog, Settled
 from store.queries import Dialect, Query, load
-from store.rows import CreateRow, MoveRow
+from store.rows import CreateRow, LogRow, MoveRow
 from store.sqlite_connections import translated_sqlite
 
 COUNTED = 100_000
@@ -147,11 +147,26 @@ class SqliteDatabase:
         return now
 
     def _record(self, row: MoveRow) -> Recorded | Exception:
+        record, now = row.record, self._clock.now()
+        saga_id = record.before.saga_id
+        landed = self._write_move(row, now)
+        if not landed:
+            return rows.judge_refused_move(row, self.get(saga_id))
+        for entry, payloads in zip(record.logs, row.logs, strict=True):
+            self._add_step_log(saga_id, entry, payloads)
+        if self._events:
+            for event in record.events:
+                self._announce(saga_id, event)
+        for asked in record.audit:
+            self._enter(asked, now)
+        return rows.moved_saga(row, landed[0], _instant)
+
+    def _write_move(self, row: MoveRow, now: datetime) -> list[Any]:
+        """The saga's row as it is now; none: the move was refused."""
         record = row.record
         before, after = record.before, record.after
-        now = self._clock.now()
         # fetchone on a RETURNING statement leaves it open; fetchall ends it, as a COMMIT needs.
-        landed = self._connection.execute(
+        return self._connection.execute(
             _Q["record_move"].text,
             {
                 "saga_id": before.saga_id,
@@ -174,32 +189,25 @@ class SqliteDatabase:
                 "updated_at": to_text(now),
             },
         ).fetchall()
-        if not landed:
-            return rows.judge_refused_move(row, self.get(before.saga_id))
-        for entry, payloads in zip(record.logs, row.logs, strict=True):
-            self._connection.execute(
-                _Q["add_step_log"].text,
-                {
-                    "id": str(uuid.uuid4()),
-                    "saga_id": before.saga_id,
-                    "step_index": entry.step_index,
-                    "step_name": entry.step_name,
-                    "action": entry.action.value,
-                    "status": entry.status.value,
-                    "request_payload": payloads.request_payload,
-                    "response_payload": payloads.response_payload,
-                    "error_message": entry.error_message,
-                    "started_at": to_text(entry.started_at),
-                    "completed_at": to_text(entry.completed_at),
-                    "attempts": entry.attempts,
-                },
-            )
-        if self._events:
-            for event in record.events:
-                self._announce(before.saga_id, event)
-        for asked in record.audit:
-            self._enter(asked, now)
-        return rows.moved_saga(row, landed[0], _instant)
+
+    def _add_step_log(self, saga_id: str, entry: LogEntry, payloads: LogRow) -> None:
+        self._connection.execute(
+            _Q["add_step_log"].text,
+            {
+                "id": str(uuid.uuid4()),
+                "saga_id": saga_id,
+                "step_index": entry.step_index,
+                "step_name": entry.step_name,
+                "action": entry.action.value,
+                "status": entry.status.value,
+                "request_payload": payloads.request_payload,
+                "response_payload": payloads.response_payload,
+                "error_message": entry.error_message,
+                "started_at": to_text(entry.started_at),
+                "completed_at": to_text(entry.completed_at),
+                "attempts": entry.attempts,
+            },
+        )
 
     def _enter(self, entry: NewAuditEntry, now: datetime | None = None) -> None:
         self._run(_Q["add_audit_entry"], **audit_rows.entry_parameters(entry), now=_text(now))

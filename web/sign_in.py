@@ -55,6 +55,13 @@ def add_sign_in(
     """Guards every route by what `access` says about its endpoint, and adds `/sign-in` and `/sign-out`. The endpoints
     in `pages` answer people; they take the cookie and are refused with a page."""
 
+    _add_guard(app, authenticator, access, pages)
+    _add_forms(app, authenticator)
+
+
+def _add_guard(
+    app: QuartTrio, authenticator: Authenticator, access: Mapping[str, Permission], pages: Mapping[str, Permission]
+) -> None:
     @app.before_request
     async def guard() -> Response | None:
         endpoint = quart.request.endpoint
@@ -70,21 +77,24 @@ def add_sign_in(
             require(scope[PRINCIPAL], permission)
             return None
         try:
-            principal = scope[PRINCIPAL] = await _person()
+            principal = scope[PRINCIPAL] = await _person(authenticator)
             require(principal, permission)
         except (RequestError, Unavailable) as error:
             return await _sign_in_page(error, quart.request.full_path.removesuffix("?"))
         return None
 
-    async def _person() -> Principal:
-        """Who asks for a page: by the header, which a proxy in front may set, or else by the cookie."""
-        authorization = single_authorization(headers_by_name(cast(Any, quart.request.scope)).get("authorization", ()))
-        if authorization is None and (token := quart.request.cookies.get(COOKIE)) is not None:
-            principal = await authenticator.authenticate(f"Bearer {token}")
-            quart.g.signed_in = None if principal.is_unrestricted else principal.subject
-            return principal
-        return await authenticator.authenticate(authorization)
 
+async def _person(authenticator: Authenticator) -> Principal:
+    """Who asks for a page: by the header, which a proxy in front may set, or else by the cookie."""
+    authorization = single_authorization(headers_by_name(cast(Any, quart.request.scope)).get("authorization", ()))
+    if authorization is None and (token := quart.request.cookies.get(COOKIE)) is not None:
+        principal = await authenticator.authenticate(f"Bearer {token}")
+        quart.g.signed_in = None if principal.is_unrestricted else principal.subject
+        return principal
+    return await authenticator.authenticate(authorization)
+
+
+def _add_forms(app: QuartTrio, authenticator: Authenticator) -> None:
     @app.get("/sign-in")
     async def sign_in_page() -> Response:
         return await _sign_in_page(None, "/")
