@@ -13,9 +13,12 @@ LATEST_FOR_SECS = 1.0
 by another worker when its notice comes, or, should that be lost, after this long. A guess that keeps a read off the
 path of a start."""
 
+KEPT_VERSIONS = 1000
+"""How many definitions are kept, those used last. A guess: most are a kilobyte or so, and few are in use at a time."""
+
 
 class Catalog:
-    """A (name, version) never changes, so it is kept for good; which version is newest is kept for a moment."""
+    """A (name, version) never changes, so it is kept while it is used; which version is newest is kept for a moment."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -27,7 +30,7 @@ class Catalog:
         """A registration just made here."""
         self._registrations += 1
         self._newest.pop(workflow.definition.name, None)
-        self._versions[workflow.definition.name, workflow.version] = workflow
+        self._keep(workflow)
 
     def forget_newest(self, name: str | None = None) -> None:
         """Another worker has registered a version of this workflow, or, without a name, may have of any."""
@@ -46,10 +49,12 @@ class Catalog:
         workflow = await self._store.workflow(name)
         if workflow is None:
             raise NotFound(f"workflow not found: {name}")
-        self._versions[name, workflow.version] = workflow
+        self._keep(workflow)
         # What was read while a registration was made may be the version before it: good for this caller, not for later.
         if registrations == self._registrations:
             self._newest[name] = (trio.current_time() + LATEST_FOR_SECS, workflow)
+            if len(self._newest) > KEPT_VERSIONS:
+                del self._newest[next(iter(self._newest))]
         return workflow
 
     async def version(self, name: str, version: int) -> Workflow:
@@ -59,5 +64,13 @@ class Catalog:
             workflow = await self._store.workflow(name, version)
             if workflow is None:
                 raise NotFound(f"workflow not found: {name} version {version}")
-            self._versions[name, version] = workflow
+        self._keep(workflow)
         return workflow
+
+    def _keep(self, workflow: Workflow) -> None:
+        """As the one used last; the one that was not used for longest goes."""
+        key = (workflow.definition.name, workflow.version)
+        self._versions.pop(key, None)
+        self._versions[key] = workflow
+        if len(self._versions) > KEPT_VERSIONS:
+            del self._versions[next(iter(self._versions))]
