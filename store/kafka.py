@@ -344,13 +344,11 @@ async def _stop(producer: Any) -> None:
     _drop_what_it_holds(producer._message_accumulator)
     client = producer.client
     try:
-        async with asyncio.timeout(CLOSE_SECS):
-            await producer.stop()
+        await asyncio.wait_for(producer.stop(), CLOSE_SECS)
     except (TimeoutError, KafkaError, OSError):
         # Cut short, stop() has ended the sender; the connections are left, and requests that wait for metadata.
         try:
-            async with asyncio.timeout(CLOSE_SECS):
-                await client.close()
+            await asyncio.wait_for(client.close(), CLOSE_SECS)
         except (TimeoutError, KafkaError, OSError):
             pass
         awaited = client._md_update_fut
