@@ -54,10 +54,10 @@ class Handshakes:
         self, transport: asyncio.Transport, make: Callable[[], asyncio.Protocol], peer: str | None
     ) -> None:
         held = _Held()
-        context = self._context()
-        context.sslobject_class = _TellsWhy
         _ARRIVED.set(transport)
         try:
+            context = self._context()
+            context.sslobject_class = _TellsWhy
             encrypted = await running_loop().start_tls(
                 transport,
                 held,
