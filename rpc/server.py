@@ -141,6 +141,7 @@ class Servicer(SagaServiceBase):
             request = await receive(stream, pb.WatchSagaRequest, self._max_bytes, self._bodies)
             with self._service.watch(request.saga_id) as watch:
                 while (state := await call_trio(self._methods.next_state, watch, caller.principal)) is not None:
+                    _leave_if_cancelled()
                     if not stream._send_initial_metadata_done:
                         await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
                     await send(stream, pb.WatchSagaResponse(saga=state), self._answers)
@@ -156,6 +157,7 @@ class Servicer(SagaServiceBase):
     ) -> None:
         async def answer(caller: Caller) -> None:
             reply = await call_trio(call, await receive(stream, request_type, self._max_bytes, self._bodies), caller)
+            _leave_if_cancelled()
             await stream.send_initial_metadata(metadata={"x-request-id": caller.request_id})
             await send(stream, reply, self._answers)
 
@@ -195,7 +197,6 @@ class Servicer(SagaServiceBase):
             _leave_if_cancelled()
             raise  # nobody is there to be told
         except Exception as error:
-            _leave_if_cancelled()
             told = failure(error)
             status = told.status
             if status is Status.INTERNAL:
@@ -204,6 +205,7 @@ class Servicer(SagaServiceBase):
                 log.info("access_refused method=%s request_id=%s reason=%s", method, caller.request_id, error)
             elif isinstance(error, Unavailable):
                 log.info("grpc_unavailable method=%s request_id=%s error=%s", method, caller.request_id, error)
+            _leave_if_cancelled()
             await stream.send_trailing_metadata(
                 status=told.status,
                 status_message=told.message,

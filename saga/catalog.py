@@ -52,6 +52,7 @@ class Catalog:
         self._keep(workflow)
         # What was read while a registration was made may be the version before it: good for this caller, not for later.
         if registrations == self._registrations:
+            self._newest.pop(name, None)  # so that it is the last to go
             self._newest[name] = (trio.current_time() + LATEST_FOR_SECS, workflow)
             if len(self._newest) > KEPT_VERSIONS:
                 del self._newest[next(iter(self._newest))]

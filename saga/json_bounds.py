@@ -44,6 +44,9 @@ def encode_within_bounds(field: str, value: Json, max_bytes: int, faults: list[D
 
 
 TOO_LARGE = "the number is larger than can be kept"
+MOST_SEARCHED_BYTES = 64 * 1024
+"""Of a text in which the place of such a number is looked for: it is read once more, and by hand, which would hold up
+everybody else for as long as a second."""
 MAX_DIGITS = 4300
 """Of a whole number; Python's own limit, which msgspec keeps to."""
 _MARK = object()
@@ -52,7 +55,10 @@ _MARK = object()
 
 def place_of_number_out_of_range(data: bytes) -> str:
     """Where the first number stands that is too large in a JSON text that msgspec refused, as `payload.items[1].price`:
-    msgspec itself tells of keys only that they are some. Empty: there is none, or the text is no JSON anyway."""
+    msgspec itself tells of keys only that they are some. Empty: there is none, the text is no JSON anyway, or it is
+    longer than `MOST_SEARCHED_BYTES`."""
+    if len(data) > MOST_SEARCHED_BYTES:
+        return ""
     try:
         value = json.loads(data, parse_float=lambda text: _MARK if isinf(float(text)) else 0, parse_int=_int)
     except (ValueError, RecursionError):

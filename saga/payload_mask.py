@@ -1,10 +1,10 @@
 """Fields of payloads that are not to be shown: `observability.redact`.
 
 An entry without a dot is a key, masked wherever it stands; one with dots is a path from the root of a payload, a
-request or an answer, and goes through the elements of lists by itself (`customer.cards.number`). Case and underscores
-do not part names, for protobuf's JSON takes `cardNumber` for `card_number`, and either may be in a payload. Whatever
-the field holds becomes `***`, its type too. A text in a payload is masked as free text is, for there may be JSON in it.
-What is stored, sent to participants and given to clients of the API stays whole.
+request or an answer, and goes through the elements of lists by itself (`customer.cards.number`). Case, underscores and
+hyphens do not part names, for protobuf's JSON takes `cardNumber` for `card_number`, and either may be in a payload.
+Whatever the field holds becomes `***`, its type too. A text in a payload is masked as free text is, for there may be
+JSON in it. What is stored, sent to participants and given to clients of the API stays whole.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ NOTHING = PayloadMask()
 
 def _folded(name: str) -> str:
     """What the spellings of a name have in common."""
-    return name.replace("_", "").lower() or name
+    return name.replace("_", "").replace("-", "").lower() or name
 
 
 def _spellings(names: set[str]) -> re.Pattern[str]:

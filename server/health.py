@@ -36,7 +36,7 @@ def ask(server: ServerConfig, *, ready: bool) -> Health:
         return Health(url, False, "server.port is 0: which port it took is not known here")
     try:
         status, told = _answer(server, host, path)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # the last: a host that no name can be
         reason = error.strerror if isinstance(error, OSError) else None
         return Health(url, False, reason or str(error) or type(error).__name__)
     return Health(url, status == http.HTTPStatus.OK, told)

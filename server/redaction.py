@@ -22,11 +22,11 @@ OTLP_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS
 
 _TOKEN = re.compile(
     r"""
-    (?P<scheme>\b(?:bearer|basic)\s+)[\w.~+/=-]{6,}                       # a token after its scheme
-  | (?P<header>\bauthorization["']?\s*[:=]\s*["']?)(?!bearer\b|basic\b)[^\s"',;]+
-  | (?<![\w-])eyJ[\w-]{5,}+\.[\w-]{5,}\.[\w-]*                         # a JSON web token
+    (?P<scheme>(?:\b|(?<=\\[nrt]))(?:bearer|basic)\s+)[\w.~+/=-]{6,}       # a token after its scheme
+  | (?P<header>authorization["']?\s*[:=]\s*["']?)(?!bearer\b|basic\b)[^\s"',;]+(?:[ ][\w.~+/=-]{16,})?
+  | (?P<before>(?<![\w-])(?>[\w-]*?(?=eyJ)))eyJ[\w-]{5,}+\.[\w-]{5,}+\.[\w-]*  # a JSON web token
   | (?P<login>://[^\s:/@]*:)[^\s/]*(?=@)                                # a password in a URL
-  | (?P<key>\bpassword["']?\s*[=:]\s*["']?)[^\s"'&,;]+                  # and beside its name
+  | (?P<key>password["']?\s*[=:]\s*(?P<quote>["'])?)(?(quote)[^"'\n]+|[^\s"'&,;]+)  # and beside its name
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -56,7 +56,8 @@ class Mask:
 
 
 def _masked(found: re.Match[str]) -> str:
-    return f"{found['scheme'] or found['header'] or found['login'] or found['key'] or ''}{MASK}"
+    kept = (found[name] for name in ("scheme", "header", "before", "login", "key"))
+    return f"{next(filter(None, kept), '')}{MASK}"
 
 
 def mask_of(config: Config) -> Mask:

@@ -344,6 +344,7 @@ async def _stop(producer: Any) -> None:
     _drop_what_it_holds(producer._message_accumulator)
     client = producer.client
     try:
+        # Not asyncio.timeout: in a task that was cancelled before, Python 3.11.2 takes its end for that cancel.
         await asyncio.wait_for(producer.stop(), CLOSE_SECS)
     except (TimeoutError, KafkaError, OSError):
         # Cut short, stop() has ended the sender; the connections are left, and requests that wait for metadata.

@@ -48,6 +48,11 @@ class AsgiExchange:
             return {"request_id": self.request_id}
         return {"request_id": self.request_id, "trace_id": caller.trace_id}
 
+    @property
+    def has_begun(self) -> bool:
+        """Something of the answer was sent."""
+        return self._status != GONE
+
     def tell(self) -> None:
         """Tells of the request, unless that is done."""
         if not self._is_told:

@@ -91,6 +91,11 @@ class Door:
         with about(**exchange.log_fields):
             try:
                 await self._serve_in_room(exchange, receive)
+            except Exception as error:
+                # Ours, wherever it is: told as such, as long as nothing else was.
+                if exchange.has_begun:
+                    raise
+                await exchange.refuse(error)
             finally:
                 exchange.tell()
 

@@ -113,7 +113,8 @@ class GuardedH2Protocol(H2Protocol):
                 if not await self._taken(Body(stream_id=event.stream_id, data=piece)):
                     return
         elif isinstance(event, EndBody):
-            self._is_known |= await self._taken(event)
+            if await self._taken(event):
+                self._is_known = True
         else:
             await super().stream_send(event)
 

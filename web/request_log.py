@@ -18,9 +18,6 @@ log = logging.getLogger("saga.web")
 PROBED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines ask all day; their lines would bury the others."""
 
-MAX_LOGGED_PATH = 4096
-"""Bytes of a path in its line. The lines are masked afterwards, and half a token would not be known for one."""
-
 
 class RequestLog:
     """Of one door. `routes`: the patterns of its paths, with names in braces."""
@@ -44,7 +41,8 @@ class RequestLog:
             log.log(
                 level,
                 "http_request method=%s route=%s path=%s status=%d ms=%.1f peer=%s principal=%s request_id=%s",
-                *(scope["method"], route, _printable(scope["raw_path"]), status, seconds * 1000, client_of(scope)),
+                *(scope["method"], route, scope["raw_path"].decode("ascii", "backslashreplace"), status),
+                *(seconds * 1000, client_of(scope)),
                 *(principal.subject if principal.is_identified else None, scope[REQUEST_ID]),
             )
         if scope[SPAN] is not None:
@@ -69,7 +67,3 @@ def _end_span(span: RequestSpan, scope: Scope, status: int, seconds: float) -> N
         attributes["http.route"] = route
     name = scope["method"] if route is None else f"{scope['method']} {route}"
     span.end(name, seconds, attributes, f"HTTP {status}" if status >= 500 else None)
-
-
-def _printable(raw_path: bytes) -> str:
-    return raw_path[:MAX_LOGGED_PATH].decode("ascii", "backslashreplace")

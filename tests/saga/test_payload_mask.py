@@ -124,17 +124,18 @@ def test_in_text_what_stands_behind_a_name_is_hidden(text: str, shown: str) -> N
     assert PayloadMask(["card", "address.number", "pin_code"]).text(text) == shown
 
 
-def test_case_and_underscores_do_not_part_names() -> None:
+def test_case_underscores_and_hyphens_do_not_part_names() -> None:
     payload = {
         "cardNumber": 1,
         "card_number": 2,
+        "card-number": 3,
         "CARD_NUMBER": 3,
         "cardnumbers": 4,
         "Bill_To": {"zip_Code": 5, "z": 6},
     }
     for name, path in (("card_number", "bill_to.zip_code"), ("cardNumber", "billTo.zipCode")):
         assert PayloadMask([name, path]).value(payload) == {
-            **dict.fromkeys(("cardNumber", "card_number", "CARD_NUMBER"), MASK),
+            **dict.fromkeys(("cardNumber", "card_number", "card-number", "CARD_NUMBER"), MASK),
             "cardnumbers": 4,
             "Bill_To": {"zip_Code": MASK, "z": 6},
         }

@@ -109,3 +109,6 @@ def test_a_configuration_that_cannot_be_used_and_a_port_nobody_knows_are_told(
     config.write_text("server: {port: 0}")
     assert main(["health", "--config", str(config)]) == 1
     assert "server.port is 0" in capsys.readouterr().err
+    config.write_text(f"server: {{host: {'a' * 64}, port: 1}}")  # no name has so long a part
+    assert main(["health", "--config", str(config)]) == 1
+    assert "label" in capsys.readouterr().err

@@ -172,6 +172,13 @@ TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
         "authorization=other-w0rd",
         "(b'authorization', b'Basic other-w0rd==')",
         "bearer other-w0rd",
+        *(
+            f"'GET /\\n{secret}'"
+            for secret in (TOKEN, "Bearer other-w0rd", "password=other-w0rd", "authorization=other-w0rd")
+        ),
+        *(f"{before}{TOKEN}" for before in ("-", "_", "%3D", "token_")),
+        *("db_password=other-w0rd", "PGPASSWORD=other-w0rd", '{"password":"a b other-w0rd"}'),
+        "Authorization: ApiKey other-w0rd-of-a-client",
         "x" * 5000 + 'hunter-2 "x"' + "x" * 5000,
     ],
 )
@@ -189,7 +196,24 @@ def test_what_is_no_secret_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "then", ["a.", "a://", "://:", "a://x:", "eyJ-", "eyJ", "eyJaaaaa.", "bearer ", "password=", " "]
+    "then",
+    [
+        *(
+            "a.",
+            "a://",
+            "://:",
+            "a://x:",
+            "eyJ-",
+            "eyJ",
+            "aeyJ",
+            "eyJaaaaa.",
+            "bearer ",
+            "\\nbearer ",
+            "password=",
+            " ",
+        ),
+        *('password="', "authorization:a ", "authorization"),
+    ],
 )
 def test_a_text_made_to_be_slow_to_mask_is_not(then: str) -> None:
     text = "password authorization:" + then * (200_000 // len(then))

@@ -114,6 +114,7 @@ async def test_a_body_that_is_no_json_object_is_400(site: Site, body: bytes) -> 
         (b'{"a": 15, "b": -1' + b"0" * 5000 + b"}", "b"),
         (b'{"a": 1e999, "b" 1}', ""),
         (b'{"\\ud800": 1e999}', '"?"'),
+        (b'{"a": [' + b"1," * 40_000 + b"1e999]}", ""),  # too long to be read again
         (b'{"a": ' + b"[" * 500 + b"1e999" + b"]" * 500 + b"}", "a" + "[0]" * 66 + "\u2026"),
     ],
 )
@@ -337,6 +338,18 @@ async def test_an_unexpected_error_is_500_without_a_traceback_and_logged_with_th
             assert "secret" not in answer.text
             assert "r-500" in caplog.text
             assert "secret of the inside" in caplog.text
+
+
+async def test_an_unexpected_error_at_the_door_itself_is_answered_and_told_as_any_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("web.door.check_header_count", lambda _: 1 // 0)
+    answer = await site.client.get("/api/v1/sagas", headers={"X-Request-Id": "r-500"})
+    assert error_of(answer, 500)["request_id"] == "r-500"
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if line.startswith("http_error ")] == ["http_error request_id=r-500"]
+    assert sum("status=500" in line for line in lines if line.startswith("http_request ")) == 1
 
 
 async def test_an_absent_store_is_503_with_retry_after(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
