@@ -63,6 +63,10 @@ REACHED_IN_COVERAGE = {
 """How far, with all that the bounds of the document give."""
 
 
+MOST_UNAVAILABLE = 0.02
+"""The share of answers that may be 503 (`_is_slow_machine`). A guess."""
+
+
 @dataclass
 class Outcome:
     """What came of a campaign: the answers by operation and status, and everything that should not be."""
@@ -102,6 +106,9 @@ def run(
         elif isinstance(event, events.EngineFinished):
             outcome.faults += [f"{name}: {failure}" for failure in event.failures]
     _note_unreached(outcome, name, schema, is_covered="coverage" in phases)
+    unavailable = sum(count for (_, status), count in outcome.statuses.items() if status == 503)
+    if unavailable > MOST_UNAVAILABLE * outcome.cases:
+        outcome.faults.append(f"{name}: 503 {unavailable} times in {outcome.cases} answers")
     return outcome
 
 

@@ -13,6 +13,7 @@ import yaml
 from saga.readiness import CHECK_SECS
 from server.cli import _parser
 from server.config import SagaConfig
+from server.workers import STOP_SECS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -30,7 +31,7 @@ def test_the_unit_runs_a_command_there_is_and_lets_a_drain_end() -> None:
     service = unit["Service"]
     _, *arguments = shlex.split(service["ExecStart"])
     assert _parser().parse_args(arguments).config == Path("/etc/saga/config.yaml")
-    assert int(service["TimeoutStopSec"]) > GRACE_SECS
+    assert int(service["TimeoutStopSec"]) > GRACE_SECS + STOP_SECS
 
 
 def test_the_probes_ask_routes_there_are_and_wait_longer_than_readiness_takes() -> None:
@@ -42,7 +43,7 @@ def test_the_probes_ask_routes_there_are_and_wait_longer_than_readiness_takes() 
         assert probe["httpGet"]["port"] in {port["name"] for port in container["ports"]}
         assert probe["timeoutSeconds"] > CHECK_SECS
     (grace,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", TEXT)
-    assert int(grace) > GRACE_SECS
+    assert int(grace) > GRACE_SECS + STOP_SECS
 
 
 def test_the_job_that_is_scraped_is_the_one_that_alerts_ask_for() -> None:
