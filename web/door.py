@@ -193,10 +193,10 @@ def _refuse_head(header: str, message: str) -> NoReturn:
 
 
 def _path(target: str) -> str:
-    """The path of a request's target, which may be a whole URL: what is decided by it must be what is routed by it.
-    `Invalid`: it is no URL."""
+    """The path of a request's target, which may be a whole URL: what is decided by it must be what is routed by it, and
+    slashes at its beginning are routed as one. `Invalid`: it is no URL."""
     if target.startswith("/"):
-        return target
+        return f"/{target.lstrip('/')}" if target.startswith("//") else target
     try:
         parts = urlsplit(target)
     except ValueError:

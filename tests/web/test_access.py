@@ -190,6 +190,14 @@ async def test_a_path_written_another_way_leads_past_no_guard(idp: Issuer) -> No
             assert answer.status_code in (401, 404), path
 
 
+async def test_slashes_at_the_beginning_are_one_and_a_token_counts_there_too(idp: Issuer) -> None:
+    async with guarded_site(idp) as site:
+        for path in ("//api/v1/sagas", "///api/v1/sagas", "/%2fapi/v1/sagas"):
+            request = site.client.build_request("GET", "/", headers={"Authorization": f"Bearer {token()}"})
+            request.url = request.url.copy_with(raw_path=path.encode())
+            assert (await site.client.send(request)).status_code == 200, path
+
+
 async def test_bytes_that_are_no_text_are_an_invalid_token(idp: Issuer) -> None:
     async with guarded_site(idp) as site:
         answer = await site.client.get("/api/v1/sagas", headers={b"Authorization": b"Bearer \xff\xfe.\xfd.\xfc"})
