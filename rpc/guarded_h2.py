@@ -24,6 +24,7 @@ from h2.events import Event, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 
 from bridge import running_loop
+from rpc.handshakes import let_go
 from saga.door_limits import HEAD_SECS, STALLED_SECS, Places
 from saga.manners import LEAST_PIECE_BYTES, TURN_SECS, BadManners, Manners
 from saga.peers import peer_of, watch_for_silence
@@ -229,6 +230,8 @@ class GuardedH2Protocol(H2Protocol):
         self._places.leave(self)
         self._to_take.clear()
         self.manners.forget()
+        if self._transport is not None:
+            let_go(self._transport)
         for clock in (self._clock, self._stalled, self._head):
             if clock is not None:
                 clock.cancel()
