@@ -105,8 +105,8 @@ class _TellsWhy(ssl.SSLObject):
 
 
 def let_go(transport: asyncio.Transport) -> None:
-    """Gives back the quarter of a megabyte that asyncio reads TLS into, at the end of a connection: the rest of it, which
-    refers to itself, waits for the garbage to be collected."""
+    """Gives back the quarter of a megabyte that asyncio reads TLS into, at the end of a connection: the rest of that,
+    which refers to itself, waits for the garbage to be collected."""
     tls = getattr(transport, "_ssl_protocol", None)
     if tls is not None:
         tls._ssl_buffer = bytearray()
