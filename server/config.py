@@ -226,7 +226,7 @@ class SagaConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def asks_for_workflows(self) -> bool:
-        """Another folder of workflows than the default one is named, so it has to be there; the default one need not."""
+        """Another folder than the default one is named, so it has to be there; the default one need not."""
         return self.workflow_dir != SagaConfig().workflow_dir
 
     @property
