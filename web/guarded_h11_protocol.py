@@ -6,12 +6,16 @@ connection costs a file until the process stops. Here the end of the connection 
 
 Nor is an answer cut off that says it is the last, because more has come behind its request.
 
+A method is taken for the one in capitals, so that `head` is answered without a body; to h11 it is another one, whose
+answer has the body it announces: an error, and no answer. Here a method not in capitals is refused.
+
 It also writes the head of an answer and its body apart; here they go out together, which saves a system call, and most
 clients a wake-up, for each request.
 """
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, cast
 
 import h11
@@ -66,6 +70,13 @@ class GuardedH11Protocol(H11Protocol):
         if isinstance(event, Closed):
             self.connection = cast(Any, _Ended())
             await self.can_read.set()
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if request.method.isupper():
+            await super()._create_stream(request)
+            return
+        await self._send_error_response(HTTPStatus.NOT_IMPLEMENTED)
+        await self.send(Closed())
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         try:

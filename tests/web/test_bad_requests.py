@@ -537,6 +537,16 @@ async def test_hosts_that_there_are_are_taken(site: Site, host: str) -> None:
     assert answer.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("method", ["head", "Head", "get"])
+async def test_a_method_not_in_capitals_is_501_and_no_error_of_ours(
+    site: Site, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await exchange(site.port, f"{method} /nope HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"connection: close" in answer.lower()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 async def test_a_websocket_is_turned_away(site: Site) -> None:
     answer = await exchange(site.port, WS + b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 403")
