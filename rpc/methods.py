@@ -21,6 +21,7 @@ from saga.audit_trail import DEFAULT_PAGE_SIZE as AUDIT_PAGE_SIZE
 from saga.drain import Drain
 from saga.errors import Detail, TokenExpired
 from saga.model import SagaStatus
+from saga.names import given_once
 from saga.ports import SagaFilter
 from saga.request_span import RequestSpan
 from saga.service import MAX_WAIT_SECS, SagaService, StartSaga, Watch
@@ -34,7 +35,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     request_id: str
     principal: Principal = NOBODY
-    idempotency_key: str | None
+    idempotency_keys: list[str]
+    """As they came; there may be one."""
     traceparent: str | None
     tracestate: str | None = None
     span: RequestSpan | None = None
@@ -64,7 +66,7 @@ class Methods:
                 payload=payload,
                 correlation_id=request.correlation_id or None,
                 initiated_by=request.initiated_by or None,
-                idempotency_key=caller.idempotency_key,
+                idempotency_key=given_once("Idempotency-Key", caller.idempotency_keys),
                 traceparent=caller.traceparent,
                 tracestate=caller.tracestate,
                 span_id=None if caller.span is None else caller.span.span_id,

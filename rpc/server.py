@@ -172,7 +172,7 @@ class Servicer(SagaServiceBase):
         tracestate = ",".join(_all(stream.metadata, "tracestate"))
         caller = Caller(
             request_id=request_id(_text(metadata.get("x-request-id"))),
-            idempotency_key=_text(metadata.get("idempotency-key")),
+            idempotency_keys=_all(stream.metadata, "idempotency-key"),
             traceparent=traceparent,
             tracestate=tracestate,
             span=RequestSpan(self._tracer, traceparent, tracestate) if self._tracer.enabled else None,

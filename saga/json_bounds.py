@@ -48,7 +48,7 @@ MOST_SEARCHED_BYTES = 64 * 1024
 """Of a text in which the place of such a number is looked for: it is read once more, and by hand, which would hold up
 everybody else for as long as a second."""
 MAX_DIGITS = 4300
-"""Of a whole number; Python's own limit, which msgspec keeps to."""
+"""Of a whole number, its sign counted; Python's own limit, which msgspec keeps to."""
 _MARK = object()
 """Stands for such a number."""
 
@@ -75,7 +75,7 @@ def place_of_number_out_of_range(data: bytes) -> str:
 
 
 def _int(digits: str) -> object:
-    return _MARK if len(digits.lstrip("-")) > MAX_DIGITS else 0
+    return _MARK if len(digits) > MAX_DIGITS else 0
 
 
 def _written(way: Any) -> str:

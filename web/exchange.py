@@ -8,7 +8,7 @@ import msgspec
 
 from saga.access import Principal
 from saga.audit import Door, Requester, requester
-from saga.errors import Detail, Invalid
+from saga.names import given_once
 from saga.request_span import RequestSpan
 
 JSON = "application/json"
@@ -36,13 +36,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def header(self, name: str) -> str | None:
         """The value of a header that may be given once. `Invalid`: it is repeated."""
-        values = self.headers.get(name.lower())
-        if values is None:
-            return None
-        if len(values) > 1:
-            detail = Detail(field=name, reason="repeated", message="given more than once")
-            raise Invalid(f"{name}: {detail.message}", (detail,))
-        return values[0]
+        return given_once(name, self.headers.get(name.lower(), ()))
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -106,7 +106,9 @@ async def test_an_idempotency_key_gives_the_same_saga_and_another_request_under_
     error = await door.refused(door.stub.StartSaga, other, metadata=key)
     assert (error.status, reason(error)) == (Status.FAILED_PRECONDITION, "SYS_SAGA_CONFLICT")
     too_long = await door.refused(door.stub.StartSaga, request, metadata={"idempotency-key": "k" * 256})
-    assert (too_long.status, fields(too_long)) == (Status.INVALID_ARGUMENT, ["Idempotency-Key"])
+    twice = await door.refused(door.stub.StartSaga, request, metadata=[*key.items(), ("idempotency-key", "k-2")])
+    for refusal in (too_long, twice):
+        assert (refusal.status, fields(refusal)) == (Status.INVALID_ARGUMENT, ["Idempotency-Key"])
 
 
 async def test_traceparent_is_handed_to_the_participants(door: Door) -> None:
