@@ -19,6 +19,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from k1s0.system.saga.v1 import saga_pb2 as pb
 
+from rpc.guarded_h2 import CALLS_AT_ONCE
 from saga.door_limits import DoorLimits
 from saga.manners import IDLE_FRAMES
 from saga.service import StartSaga
@@ -298,7 +299,8 @@ async def test_a_client_that_is_known_is_answered_before_those_who_ask_much_at_o
             await client.close()
 
 
-async def test_a_call_that_is_reset_at_once_never_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def calls_begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of the calls that begin from now on, in their order."""
     begun: list[str] = []
     accept = Handler.accept
 
@@ -307,6 +309,35 @@ async def test_a_call_that_is_reset_at_once_never_begins(tmp_path: Path, monkeyp
         accept(self, stream, headers, release_stream)
 
     monkeypatch.setattr(Handler, "accept", told)
+    return begun
+
+
+async def test_whoever_comes_after_a_client_that_asks_much_at_once_waits_for_a_few_of_its_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = calls_begun(monkeypatch)
+    asking = b"".join(frame(1, 5, stream_id, b"\x83\x86\x84") for stream_id in range(1, 181, 2))
+    async with open_doors(tmp_path) as doors:
+        much, stream = [await trio.open_tcp_stream("127.0.0.1", doors.grpc_port) for _ in range(2)]
+        with trio.fail_after(20):
+            for arrived in (much, stream):
+                assert await arrived.receive_some()
+            client = H2Client(stream)
+            client.connection.send_headers(1, grpc_headers(SAGA + "GetSaga"))
+            client.connection.send_data(1, message(b""), end_stream=True)
+            # Without a turn for the server between the two.
+            os.write(much.socket.fileno(), H2_PREFACE + asking)
+            os.write(stream.socket.fileno(), client.connection.data_to_send())
+            await client.answer(1)
+            while len(begun) < 91:
+                assert await much.receive_some()
+        await much.aclose()
+        assert begun.index(SAGA + "GetSaga") <= 2 * CALLS_AT_ONCE
+        await client.close()
+
+
+async def test_a_call_that_is_reset_at_once_never_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = calls_begun(monkeypatch)
     async with open_doors(tmp_path) as doors:
         client = await client_of(doors.grpc_port)
         for _ in range(10):
