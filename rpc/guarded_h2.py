@@ -38,6 +38,10 @@ need one. A guess: clients of gRPC keep one for their lifetime, and look for a c
 UNSENT_BYTES = 4 * 1024 * 1024
 """What may wait to be taken by a client: a frame for each stream it may have, and much more of the answers to pings."""
 
+FRAME_BYTES = 16 * 1024
+"""The longest frame of an answer, however long a client lets them be: gRPC's own clients, when they measure how fast a
+connection is, let them be of megabytes, and one frame is given to the transport as a whole."""
+
 CALLS_AT_ONCE = 8
 """How many calls of one connection begin before others have their turn. Each takes some 0.3 ms: a client that asks a
 hundred things in one go is to cost whoever comes after it no more than a few of them."""
@@ -202,8 +206,16 @@ class GuardedH2Protocol(H2Protocol):
         del self._to_take[:size]
         events = self.connection.feed(piece)
         self.manners.judge(events)
+        self._keep_frames_short()
         self.connection.flush()
         self.processor.take(events)
+
+    def _keep_frames_short(self) -> None:
+        h2 = self.connection._connection
+        if h2.max_outbound_frame_size > FRAME_BYTES:
+            h2.max_outbound_frame_size = FRAME_BYTES
+            for stream in h2.streams.values():
+                stream.max_outbound_frame_size = FRAME_BYTES
 
     def _drop(self) -> None:
         self._to_take.clear()

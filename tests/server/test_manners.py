@@ -19,7 +19,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from k1s0.system.saga.v1 import saga_pb2 as pb
 
-from rpc.guarded_h2 import CALLS_AT_ONCE
+from rpc.guarded_h2 import CALLS_AT_ONCE, FRAME_BYTES
 from saga.door_limits import DoorLimits
 from saga.manners import IDLE_FRAMES
 from saga.service import StartSaga
@@ -129,6 +129,27 @@ async def test_a_slow_client_that_takes_its_answer_gets_all_of_it(
             _, headers, body = await client.answer(stream_id)
         assert len(body) == int(headers["content-length"])
         assert json.loads(body)["saga"]["saga_id"] == saga_id
+        await client.close()
+
+
+async def test_a_grpc_answer_goes_out_in_short_frames_to_a_client_that_takes_long_ones(tmp_path: Path) -> None:
+    # A frame is given to the transport as a whole, where what waits to be taken is bounded.
+    async with open_doors(tmp_path) as doors:
+        headers, body = get_of("grpc", await big_saga(doors, 300_000))
+        client = await client_of(doors.grpc_port, window=2**24)
+        client.connection.increment_flow_control_window(2**24)
+        client.connection.update_settings({SettingCodes.MAX_FRAME_SIZE: 2**24 - 1})
+        stream_id = await ask(client, headers, body)
+        lengths: list[int] = []
+        ended = False
+        with trio.fail_after(20):
+            while not ended:
+                for event in await client.events():
+                    if isinstance(event, h2.events.DataReceived):
+                        lengths.append(len(event.data))
+                    ended = ended or (isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id)
+        assert sum(lengths) > 300_000
+        assert max(lengths) <= FRAME_BYTES
         await client.close()
 
 
