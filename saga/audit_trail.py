@@ -18,6 +18,7 @@ from saga.names import check_name
 from saga.paging import check_page_size, read_cursor, write_cursor
 from saga.ports import Store
 from saga.saga_id import canonical_saga_id
+from saga.uncancelled import uncancelled
 
 DEFAULT_PAGE_SIZE = 50
 
@@ -62,7 +63,8 @@ class AuditTrail:
 
     async def note_denied(self, asked_by: Requester, action: AuditAction, saga_id: str | None = None) -> None:
         """Enters that `asked_by` lacked the permission, unless that principal has left too many such entries of late.
-        Without the store it is only in the log: the request stays denied. `saga_id`: as the request names it."""
+        Without the store it is only in the log: the request stays denied. A client that leaves meanwhile takes no entry
+        with it. `saga_id`: as the request names it."""
         left_out = self._denials.admit(asked_by.principal, trio.current_time())
         if left_out is None:
             return
@@ -74,7 +76,7 @@ class AuditTrail:
             after={"left_out": left_out} if left_out else None,
         )
         try:
-            await self._store.add_audit_entry(entry)
+            await uncancelled(self._store.add_audit_entry, entry)
         except (Unavailable, RowRejected) as error:
             self.denials_lost += 1
             log.warning("denial_not_entered action=%s principal=%s error=%s", action, asked_by.principal, error)

@@ -225,6 +225,21 @@ async def test_a_denial_that_cannot_be_entered_does_not_fail_the_request(
         assert await entries(worker) == []
 
 
+async def test_a_denial_is_entered_although_the_client_leaves_meanwhile(autojump_clock: MockClock) -> None:
+    async with worker_of() as worker:
+        assert isinstance(worker.store, InterposedStore)
+        with trio.CancelScope() as client:
+
+            async def leave(*_: Any) -> None:
+                client.cancel()
+                await trio.lowlevel.checkpoint()
+
+            worker.store.before["add_audit_entry"] = leave
+            await worker.service.audit.note_denied(NOBODY, AuditAction.START_SAGA)
+        assert client.cancelled_caught
+        assert [entry.entered.asked_by for entry in await entries(worker)] == [NOBODY]
+
+
 async def away(*_: Any) -> None:
     await trio.lowlevel.checkpoint()
     raise Unavailable("no database")
