@@ -122,7 +122,7 @@ class Methods:
         )
 
     async def cancel_saga(self, request: pb.CancelSagaRequest, caller: Caller) -> pb.CancelSagaResponse:
-        saga = await uncancelled(self._service.cancel, request.saga_id, caller.asked_by)
+        saga = await uncancelled(self._service.cancel, request.saga_id, caller.asked_by, request.reason or None)
         return pb.CancelSagaResponse(success=True, message=f"saga {saga.saga_id} cancelled")
 
     async def retry_compensation(

@@ -13,6 +13,7 @@ from datetime import datetime
 import msgspec
 
 from saga.access import Principal
+from saga.errors import Detail
 from saga.model import Json
 
 
@@ -79,6 +80,21 @@ def requester(principal: Principal, door: Door, *, address: str | None, request_
 def _kept(text: str) -> str:
     text = text[:MAX_TEXT]
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+MAX_REASON = 1000
+"""Characters in a reason. A guess: some sentences and a link."""
+
+
+def read_reason(details: list[Detail], field: str, reason: str) -> str:
+    """A reason without the space around it; what is wrong with it is added to `details`."""
+    if not 1 <= len(reason.strip()) <= MAX_REASON:
+        details.append(Detail(field=field, reason="length", message=f"expected 1 to {MAX_REASON} characters"))
+    # People write lines and wide spaces; only what no database column holds is refused.
+    elif any(character == "\x00" or "\ud800" <= character <= "\udfff" for character in reason):
+        message = "expected characters a database can hold"
+        details.append(Detail(field=field, reason="characters", message=message))
+    return reason.strip()
 
 
 class NewAuditEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -274,10 +274,12 @@ class Store(Protocol):
         """Newest first by (created_at, id); `after` continues behind that key, else `offset` rows are passed over."""
         ...
 
-    async def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
+    async def request_cancel_unless_terminal(
+        self, saga_id: str, asked_by: Requester = IN_PROCESS, reason: str | None = None
+    ) -> Saga | None:
         """Marks the cancel request, durably, and makes a waiting saga due at once, save one that compensates; enters
-        who asked. Returns the row as it is now (of a terminal saga unchanged: look at its status); None: no such saga.
-        """
+        who asked, and why. Returns the row as it is now (of a terminal saga unchanged: look at its status); None: no
+        such saga."""
         ...
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:

@@ -17,7 +17,7 @@ import trio
 
 from saga import transitions
 from saga.admission import Admission
-from saga.audit import IN_PROCESS, Requester
+from saga.audit import IN_PROCESS, Requester, read_reason
 from saga.audit_trail import AuditTrail
 from saga.catalog import Catalog
 from saga.endings import note_end
@@ -279,10 +279,17 @@ class SagaService:
             next_cursor=write_cursor(found.next_cursor),
         )
 
-    async def cancel(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga:
-        """Asks for the cancellation, durably. `Conflict`: the saga is terminal. `NotFound`."""
+    async def cancel(self, saga_id: str, asked_by: Requester = IN_PROCESS, reason: str | None = None) -> Saga:
+        """Asks for the cancellation, durably; `reason` is for the audit log. `Conflict`: the saga is terminal.
+        `NotFound`. `Invalid`: the reason."""
+        if reason is not None:
+            details: list[Detail] = []
+            # Masked here already: what the audit log has once, it keeps.
+            reason = self._payload_mask.text(read_reason(details, "reason", reason))
+            if details:
+                raise refused(details)
         canonical = canonical_saga_id(saga_id)
-        saga = await self._store.request_cancel_unless_terminal(canonical, asked_by) if canonical else None
+        saga = await self._store.request_cancel_unless_terminal(canonical, asked_by, reason) if canonical else None
         if saga is None:
             raise NotFound(f"saga not found: {saga_id}")
         note_saga(saga)

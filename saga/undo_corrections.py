@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from saga.audit import AuditAction, NewAuditEntry, Requester
+from saga.audit import AuditAction, NewAuditEntry, Requester, read_reason
 from saga.errors import Detail, Invalid, PayloadTooLarge
 from saga.json_bounds import encode_within_bounds
 from saga.model import Json, Saga, UndoCorrection
 from saga.payload_mask import PayloadMask
 from saga.workflow import WorkflowDefinition
-
-MAX_REASON = 1000
-"""Characters in a reason. A guess: some sentences and a link."""
 
 _KNOWN = ("input", "mark_done", "reason")
 
@@ -94,12 +91,7 @@ class _Reader:
         if not isinstance(value, str):
             self.fault(path, "type", "expected a string")
             return ""
-        if not 1 <= len(value.strip()) <= MAX_REASON:
-            self.fault(path, "length", f"expected 1 to {MAX_REASON} characters")
-        # People write lines and wide spaces; only what no database column holds is refused.
-        elif any(character == "\x00" or "\ud800" <= character <= "\udfff" for character in value):
-            self.fault(path, "characters", "expected characters a database can hold")
-        return value.strip()
+        return read_reason(self._faults, path, value)
 
     def refuse_if_faulty(self) -> None:
         if faults := (*self._faults, *self._too_large):

@@ -65,7 +65,7 @@ def start_entry(saga: Saga, asked_by: Requester) -> NewAuditEntry:
     )
 
 
-def cancel_entry(marked: Saga, asked_by: Requester) -> NewAuditEntry:
+def cancel_entry(marked: Saga, asked_by: Requester, reason: str | None) -> NewAuditEntry:
     """What is entered of a cancel request, from the row it marked: nothing else of it was changed."""
     state = {"status": marked.status.value, "revision": marked.revision}
     return NewAuditEntry(
@@ -74,6 +74,7 @@ def cancel_entry(marked: Saga, asked_by: Requester) -> NewAuditEntry:
         saga_id=marked.saga_id,
         workflow_name=marked.workflow_name,
         workflow_version=marked.workflow_version,
+        reason=reason,
         before=state,
         after={**state, "cancel_requested": True},
     )

@@ -171,7 +171,9 @@ class PostgresStore:
 
         return await self._readers.read(say)
 
-    async def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
+    async def request_cancel_unless_terminal(
+        self, saga_id: str, asked_by: Requester = IN_PROCESS, reason: str | None = None
+    ) -> Saga | None:
         known = canonical_saga_id(saga_id)
         if known is None:
             return None
@@ -181,7 +183,7 @@ class PostgresStore:
                 found = await fetch(connection, _Q["request_cancel_unless_terminal"], saga_id=known)
                 if found:
                     marked = rows.saga_from_row(found[0], instant)
-                    await self._enter(connection, audit_rows.cancel_entry(marked, asked_by))
+                    await self._enter(connection, audit_rows.cancel_entry(marked, asked_by, reason))
                     return marked
             found = await fetch(connection, _Q["sagas_by_ids"], saga_ids=[known])
             return rows.saga_from_row(found[0], instant) if found else None

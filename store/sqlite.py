@@ -130,11 +130,13 @@ class SqliteStore:
     ) -> Page:
         return await self._read(self._reader.list_sagas, where, limit, offset, after)
 
-    async def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
+    async def request_cancel_unless_terminal(
+        self, saga_id: str, asked_by: Requester = IN_PROCESS, reason: str | None = None
+    ) -> Saga | None:
         known = canonical_saga_id(saga_id)
         if known is None:
             return None
-        return await self._write(self._writer.request_cancel_unless_terminal, known, asked_by)
+        return await self._write(self._writer.request_cancel_unless_terminal, known, asked_by, reason)
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
         return await self._write(self._writer.claim_due_sagas, worker_id, limit)

@@ -316,13 +316,15 @@ class SqliteDatabase:
             for event_id in settled.removed:
                 self._run(_Q["remove_event"], id=event_id)
 
-    def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
+    def request_cancel_unless_terminal(
+        self, saga_id: str, asked_by: Requester = IN_PROCESS, reason: str | None = None
+    ) -> Saga | None:
         with _content_rejected(f"saga {saga_id}: the database refuses the audit entry"), self._transaction():
             found = self._run(_Q["request_cancel_unless_terminal"], saga_id=saga_id)
             if not found:
                 return self.get(saga_id)
             marked = rows.saga_from_row(_row(found[0]), _instant)
-            self._enter(audit_rows.cancel_entry(marked, asked_by))
+            self._enter(audit_rows.cancel_entry(marked, asked_by, reason))
             return marked
 
     def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:

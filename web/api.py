@@ -145,6 +145,8 @@ class Api:
                 description="The cancel is stored and holds when this answers; the undoing is still to come. 409 when"
                 " the saga has ended.",
                 handle=self.cancel_saga,
+                body=schema.CancelBody,
+                body_required=False,
                 replies={200: schema.Done},
                 links={"getSaga": {"saga_id": "$request.path.saga_id"}},
                 errors=(404, 409),
@@ -158,6 +160,8 @@ class Api:
                 path=f"{BASE}/sagas/{{saga_id}}/compensate",
                 summary="The same as cancel",
                 handle=self.cancel_saga,
+                body=schema.CancelBody,
+                body_required=False,
                 replies={200: schema.Done},
                 links={"getSaga": {"saga_id": "$request.path.saga_id"}},
                 errors=(404, 409),
@@ -313,7 +317,11 @@ class Api:
 
     async def cancel_saga(self, request: Request) -> Reply:
         parse_query(request.query, schema.NoQuery)
-        saga = await uncancelled(self._service.cancel, request.path_values["saga_id"], request.asked_by)
+        reason = None
+        if request.body:
+            given = parse_body(request.body, request.header("Content-Type"), schema.CancelBody).reason
+            reason = None if given is msgspec.UNSET else given
+        saga = await uncancelled(self._service.cancel, request.path_values["saga_id"], request.asked_by, reason)
         return _json(200, schema.Done(success=True, message=f"saga {saga.saga_id} cancelled"))
 
     async def retry_compensation(self, request: Request) -> Reply:

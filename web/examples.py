@@ -98,6 +98,7 @@ _LOGS = [
     _log(1, StepAction.EXECUTE, StepStatus.FAILED, 17, error_message=_DECLINED),
     _log(0, StepAction.COMPENSATE, StepStatus.SUCCESS, 23, response_payload={"was_done": True}),
 ]
+_WHY = "the customer called, ticket 4712"
 _CANCELLED_BY = AuditEntry(
     number=11,
     created_at=_BEGUN,
@@ -113,10 +114,13 @@ _CANCELLED_BY = AuditEntry(
         saga_id=_SAGA_ID,
         workflow_name=_WORKFLOW,
         workflow_version=1,
+        reason=_WHY,
         before={"status": "RUNNING", "revision": 2},
         after={"status": "RUNNING", "revision": 2, "cancel_requested": True},
     ),
 )
+
+_CANCEL = {"as it is": schema.CancelBody(), "with a reason": schema.CancelBody(reason=_WHY)}
 
 REQUESTS: Mapping[str, Mapping[str, msgspec.Struct]] = {
     "startSaga": {
@@ -125,6 +129,8 @@ REQUESTS: Mapping[str, Mapping[str, msgspec.Struct]] = {
         ),
         "the least": schema.StartSagaBody(workflow_name=_WORKFLOW),
     },
+    "cancelSaga": _CANCEL,
+    "compensateSaga": _CANCEL,
     "retryCompensation": {
         "as it is": schema.RetryCompensationBody(),
         "another request": schema.RetryCompensationBody(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from saga.audit import AuditAction, AuditFilter, AuditOutcome, Door
+from saga.audit import MAX_REASON, AuditAction, AuditFilter, AuditOutcome, Door
 from saga.audit_trail import DEFAULT_PAGE_SIZE as DEFAULT_AUDIT_PAGE_SIZE
 from saga.json_bounds import MAX_DEPTH
 from saga.model import SagaStatus, StepAction, StepStatus
@@ -23,7 +23,6 @@ from saga.paging import MAX_PAGE_SIZE
 from saga.request_id import MAX_LENGTH as MAX_REQUEST_ID
 from saga.saga_id import PATTERN as SAGA_ID_PATTERN
 from saga.service import MAX_WAIT_SECS
-from saga.undo_corrections import MAX_REASON
 from saga.workflow import OnUnknown, RetryPolicy
 from saga.workflow_yaml import MAX_YAML_BYTES
 
@@ -134,6 +133,15 @@ class StartSagaBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             description="who asks; without it the subject of the token, where tokens are asked for",
         ),
     ] = None
+
+
+class CancelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a saga is cancelled."""
+
+    reason: (
+        Annotated[str, Meta(max_length=MAX_REASON, pattern=r"\S", description="why; kept in the audit log")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 class CompensationCorrection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -34,7 +34,8 @@ async def test_every_change_is_told_with_who_asked_for_it(idp: Issuer) -> None:
         alice = as_("alice", "sys_operator")
         request: Message = pb.StartSagaRequest(workflow_name="order")
         saga_id = (await door.ask(door.stub.StartSaga, request, metadata=alice)).saga_id
-        await door.ask(door.stub.CancelSaga, pb.CancelSagaRequest(saga_id=saga_id), metadata=alice)
+        request = pb.CancelSagaRequest(saga_id=saga_id, reason="by phone")
+        await door.ask(door.stub.CancelSaga, request, metadata=alice)
         changed = pb.RegisterWorkflowRequest(workflow_yaml=ORDER.replace("max_attempts: 1", "max_attempts: 2"))
         await door.ask(door.stub.RegisterWorkflow, changed, metadata=alice)
         entries = await audited(door)
@@ -46,7 +47,7 @@ async def test_every_change_is_told_with_who_asked_for_it(idp: Issuer) -> None:
         registered, cancelled, _ = entries
         assert (registered.workflow_name, registered.workflow_version, registered.saga_id) == ("order", 2, "")
         assert (cancelled.door, cancelled.address, cancelled.request_id) == ("GRPC", "127.0.0.1", "of-alice")
-        assert cancelled.saga_id == saga_id
+        assert (cancelled.saga_id, cancelled.reason) == (saga_id, "by phone")
         assert json.loads(cancelled.after)["cancel_requested"] is True
         assert [entry.action for entry in await audited(door, saga_id=saga_id)] == ["CANCEL_SAGA", "START_SAGA"]
         assert await audited(door, principal="bob") == []

@@ -11,11 +11,22 @@ import trio
 from trio.testing import MockClock
 
 from saga.access import ANONYMOUS, Principal, Role
-from saga.audit import IN_PROCESS, AuditAction, AuditEntry, AuditFilter, AuditOutcome, Door, Requester, requester
+from saga.audit import (
+    IN_PROCESS,
+    MAX_REASON,
+    AuditAction,
+    AuditEntry,
+    AuditFilter,
+    AuditOutcome,
+    Door,
+    Requester,
+    requester,
+)
 from saga.denials import BURST, PRINCIPALS, REFILL_SECS, Denials
 from saga.errors import Conflict, Invalid, NotFound, Unavailable
 from saga.model import Saga
 from saga.paging import MAX_PAGE_SIZE
+from saga.payload_mask import NOTHING, PayloadMask
 from saga.retention import BATCH, DAY_SECS, AuditRetention
 from saga.service import StartSaga
 from tests.saga.samples import patient, step, workflow
@@ -28,11 +39,13 @@ A_UUID = "99999999-9999-4999-8999-999999999999"
 
 
 @asynccontextmanager
-async def worker_of(script: dict[str, list[Behaviour]] | None = None) -> AsyncIterator[Worker]:
+async def worker_of(
+    script: dict[str, list[Behaviour]] | None = None, payload_mask: PayloadMask = NOTHING
+) -> AsyncIterator[Worker]:
     world = World(script)
     steps = [step(name, compensate_retry=ONCE, retry=ONCE) for name in "abc"]
     async with memory_store(world, workflow(*steps, timeout_secs=None)) as store:
-        worker = Worker(store.port, world)
+        worker = Worker(store.port, world, payload_mask=payload_mask)
         async with worker.at_work():
             yield worker
 
@@ -68,6 +81,18 @@ async def test_a_start_and_a_cancel_are_entered_with_who_asked(autojump_clock: M
         with pytest.raises(Conflict):
             await worker.service.cancel(ended.saga_id, ALICE)
         assert len(await entries(worker)) == 2
+
+
+async def test_a_cancel_has_its_reason_and_one_that_cannot_be_kept_cancels_nothing(autojump_clock: MockClock) -> None:
+    async with worker_of({"a": [hang()]}, payload_mask=PayloadMask(["card"])) as worker:
+        saga = await start(worker)
+        for reason in ("", " ", "x" * (MAX_REASON + 1), "a\x00", "a\ud800"):
+            with pytest.raises(Invalid) as refused:
+                await worker.service.cancel(saga.saga_id, ALICE, reason)
+            assert [detail.field for detail in refused.value.details] == ["reason"]
+        assert len(await entries(worker)) == 1
+        await worker.service.cancel(saga.saga_id, ALICE, " asked for by phone,\ncard=4711 ")
+        assert (await entries(worker))[0].entered.reason == "asked for by phone,\ncard=***"
 
 
 async def test_a_replayed_start_is_not_a_second_one(autojump_clock: MockClock) -> None:

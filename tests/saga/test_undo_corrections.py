@@ -11,11 +11,12 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from saga.audit import MAX_REASON
 from saga.errors import Conflict, Detail, Invalid, PayloadTooLarge, Unavailable
 from saga.model import Json, Saga, SagaStatus, StepAction, UndoCorrection
 from saga.ports import Record, Recorded
 from saga.service import StartSaga
-from saga.undo_corrections import MAX_REASON, read_corrections
+from saga.undo_corrections import read_corrections
 from tests.saga.samples import patient, step, workflow
 from tests.support.world import (
     Behaviour,

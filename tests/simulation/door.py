@@ -55,7 +55,9 @@ class Database(Protocol):
     def undo_debt(self) -> list[UndoDebt]: ...
     def schema_state(self) -> SchemaState: ...
     def ping(self) -> None: ...
-    def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None: ...
+    def request_cancel_unless_terminal(
+        self, saga_id: str, asked_by: Requester = IN_PROCESS, reason: str | None = None
+    ) -> Saga | None: ...
     def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]: ...
     def release(self, saga: Saga, interrupted: bool, retry_in_secs: float | None) -> bool: ...
     def register_worker(self, worker_id: str, lease_secs: float) -> None: ...
@@ -225,8 +227,8 @@ class Door:
             Recorded, _given(self.database.write_batch([row])[0] if watcher is None else watcher.move(self, row))
         )
 
-    def _cancel(self, saga_id: str, asked_by: Requester) -> Saga | None:
-        saga = self.database.request_cancel_unless_terminal(saga_id, asked_by)
+    def _cancel(self, saga_id: str, asked_by: Requester, reason: str | None) -> Saga | None:
+        saga = self.database.request_cancel_unless_terminal(saga_id, asked_by, reason)
         if saga is not None and not saga.status.is_terminal:
             self._notify(SagasDue() if saga.owner is None else CancelAccepted(saga_id=saga_id, owner=saga.owner))
         return saga
@@ -260,11 +262,13 @@ class Door:
     ) -> Page:
         return await self.exchange("list_sagas", lambda: self.database.list_sagas(where, limit, offset, after))
 
-    async def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
+    async def request_cancel_unless_terminal(
+        self, saga_id: str, asked_by: Requester = IN_PROCESS, reason: str | None = None
+    ) -> Saga | None:
         known = canonical_saga_id(saga_id)
         if known is None:
             return None
-        return await self.exchange("request_cancel_unless_terminal", lambda: self._cancel(known, asked_by))
+        return await self.exchange("request_cancel_unless_terminal", lambda: self._cancel(known, asked_by, reason))
 
     async def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:
         return await self.exchange("claim_due_sagas", lambda: self.database.claim_due_sagas(worker_id, limit))

@@ -278,7 +278,9 @@ class Tables:
 
     # --- single writes -----------------------------------------------------------------------------------------------
 
-    def request_cancel_unless_terminal(self, saga_id: str, asked_by: Requester = IN_PROCESS) -> Saga | None:
+    def request_cancel_unless_terminal(
+        self, saga_id: str, asked_by: Requester = IN_PROCESS, reason: str | None = None
+    ) -> Saga | None:
         saga = self.sagas.get(saga_id)
         if saga is not None and not saga.status.is_terminal:
             waits_until = saga.next_attempt_at if saga.status is SagaStatus.COMPENSATING else None
@@ -286,7 +288,7 @@ class Tables:
                 saga, cancel_requested=True, next_attempt_at=waits_until, updated_at=self._clock.now()
             )
             self._put(saga)
-            self._enter(audit_rows.cancel_entry(saga, asked_by))
+            self._enter(audit_rows.cancel_entry(saga, asked_by, reason))
         return saga
 
     def claim_due_sagas(self, worker_id: str, limit: int) -> list[Claimed]:

@@ -74,16 +74,17 @@ async def test_a_creation_that_makes_nothing_enters_nothing(store: Store) -> Non
 
 async def test_a_cancel_request_is_entered_each_time_and_with_the_state_it_met(store: Store) -> None:
     saga = await running(store)
-    await store.request_cancel_unless_terminal(saga.saga_id.upper(), ALICE)
+    await store.request_cancel_unless_terminal(saga.saga_id.upper(), ALICE, "the customer called")
     await store.request_cancel_unless_terminal(saga.saga_id, BOB)
     latest, first, _ = await entered(store)
-    assert (latest.asked_by, first.asked_by) == (BOB, ALICE)
+    assert (latest.asked_by, latest.reason, first.asked_by) == (BOB, None, ALICE)
     assert first == NewAuditEntry(
         action=AuditAction.CANCEL_SAGA,
         asked_by=ALICE,
         saga_id=saga.saga_id,
         workflow_name="order",
         workflow_version=1,
+        reason="the customer called",
         before={"status": "RUNNING", "revision": 1},
         after={"status": "RUNNING", "revision": 1, "cancel_requested": True},
     )

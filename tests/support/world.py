@@ -24,6 +24,7 @@ from saga.catalog import Catalog
 from saga.errors import Unavailable
 from saga.meter import Meter
 from saga.model import Json, Saga, SagaStatus, StepAction, StepLog
+from saga.payload_mask import NOTHING, PayloadMask
 from saga.ports import Answer, Claimed, NewSaga, Outcome, StepCall, Store
 from saga.runner import Engine, SagaRun
 from saga.service import SagaService
@@ -270,6 +271,7 @@ class Worker:
         park_after_secs: float = 30.0,
         max_payload_bytes: int = 10_000,
         services: Collection[str] = ("svc",),
+        payload_mask: PayloadMask = NOTHING,
     ) -> None:
         self.store = store
         self.world = world
@@ -295,6 +297,7 @@ class Worker:
             services=services,
             max_payload_bytes=max_payload_bytes,
             meter=self.meter,
+            payload_mask=payload_mask,
         )
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ import pytest
 
 from saga.payload_mask import PayloadMask
 from tests.support.issuer import Issuer, token_of
-from tests.support.orchestrator import ORDER, REFUSED
+from tests.support.orchestrator import HANGS, ORDER, REFUSED
 from tests.web.conftest import Site, guarded_site, open_site
 
 NO_SAGA = "00000000-0000-4000-8000-000000000000"
@@ -69,6 +69,20 @@ async def test_every_change_is_told_with_who_asked_for_it(idp: Issuer) -> None:
             "before": None,
             "after": {"status": "STARTED", "revision": 0},
         }
+
+
+@pytest.mark.parametrize("path", ["cancel", "compensate"])
+async def test_a_cancel_is_told_with_its_reason(idp: Issuer, path: str) -> None:
+    async with guarded_site(idp) as site:
+        site.house.answers["Inventory.Reserve"] = [HANGS]
+        for body, reason in (({"reason": "by phone"}, "by phone"), ({}, None)):
+            started = await site.client.post("/api/v1/sagas", json={"workflow_name": "order"}, headers=ALICE)
+            url = f"/api/v1/sagas/{started.json()['saga_id']}/{path}"
+            for wrong in ({"reason": " "}, {"reason": None}, {"raeson": "by phone"}, ["by phone"]):
+                assert (await site.client.post(url, json=wrong, headers=ALICE)).status_code == 400
+            assert (await site.client.post(url, json=body, headers=ALICE)).status_code == 200
+            entry = (await audited(site))[0]
+            assert (entry["action"], entry["reason"]) == ("CANCEL_SAGA", reason)
 
 
 @pytest.mark.parametrize(

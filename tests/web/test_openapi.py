@@ -16,12 +16,13 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from quart_trio import QuartTrio
 
 from saga.access import Permission
+from saga.audit import MAX_REASON
 from saga.authentication import OpenAccess
 from saga.drain import Drain
 from saga.errors import Invalid
 from saga.model import Json, SagaStatus
 from saga.names import MAX_NAME
-from saga.undo_corrections import MAX_REASON, read_corrections
+from saga.undo_corrections import read_corrections
 from saga.workflow_yaml import parse_workflow
 from web import examples
 from web.api import Api, Operation

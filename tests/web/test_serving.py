@@ -13,7 +13,6 @@ import hypercorn.trio.run
 import pytest
 import trio
 
-from saga.audit import Requester
 from saga.authentication import OpenAccess
 from saga.drain import Drain
 from tests.support.orchestrator import HANGS
@@ -214,10 +213,10 @@ async def test_a_cancel_whose_client_leaves_is_finished_all_the_same(
     cancel = site.house.store.request_cancel_unless_terminal
     reached, opened = trio.Event(), trio.Event()
 
-    async def gated(saga_id: str, asked_by: Requester) -> Any:
+    async def gated(*args: Any) -> Any:
         reached.set()
         await opened.wait()
-        return await cancel(saga_id, asked_by)
+        return await cancel(*args)
 
     monkeypatch.setattr(site.house.store, "request_cancel_unless_terminal", gated)
     with trio.fail_after(5):

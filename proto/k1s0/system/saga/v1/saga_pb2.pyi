@@ -146,10 +146,12 @@ class ListSagasResponse(_message.Message):
     def __init__(self, sagas: _Optional[_Iterable[_Union[SagaStateProto, _Mapping]]] = ..., pagination: _Optional[_Union[_types_pb2.PaginationResult, _Mapping]] = ...) -> None: ...
 
 class CancelSagaRequest(_message.Message):
-    __slots__ = ("saga_id",)
+    __slots__ = ("saga_id", "reason")
     SAGA_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     saga_id: str
-    def __init__(self, saga_id: _Optional[str] = ...) -> None: ...
+    reason: str
+    def __init__(self, saga_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CancelSagaResponse(_message.Message):
     __slots__ = ("success", "message")
