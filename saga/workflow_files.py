@@ -45,18 +45,27 @@ def check_files(paths: Iterable[str | Path], services: Collection[str] | None = 
         if not files:
             faults.append(_fault(path, "missing", "no file in it ends in .yaml or .yml"))
         for file in files:
-            faults += _check(file, services, seen)
+            faults += faults_of(file, content_of(file), services, seen)
     return faults
 
 
-def _check(file: Path, services: Collection[str] | None, seen: dict[str, Path]) -> list[FileFault]:
-    """The errors of one file; a good one is put into `seen` by the name of its workflow."""
+def content_of(file: Path) -> bytes | OSError:
+    """What is in a file, or why it cannot be read. Of one that is too long, one byte more than may be."""
     try:
         with file.open("rb") as opened:
-            text = opened.read(MAX_YAML_BYTES + 1)
-        name = parse_workflow(text, services).name
+            return opened.read(MAX_YAML_BYTES + 1)
     except OSError as error:
-        return [_unread(file, error)]
+        return error
+
+
+def faults_of(
+    file: Path, content: bytes | OSError, services: Collection[str] | None, seen: dict[str, Path]
+) -> list[FileFault]:
+    """The errors of one file; a good one is put into `seen` by the name of its workflow."""
+    if isinstance(content, OSError):
+        return [_unread(file, content)]
+    try:
+        name = parse_workflow(content, services).name
     except WorkflowInvalid as invalid:
         return [FileFault(file, detail) for detail in invalid.details]
     if name in seen:

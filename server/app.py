@@ -12,6 +12,7 @@ import platform
 import resource
 import signal
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -28,7 +29,7 @@ from server.opened_store import AnyStore, opened_store
 from server.parts import Parts, joined_parts
 from server.seat import Seat
 from server.version import product_version
-from server.workflow_folder import load_workflows
+from server.workflow_folder import keep_looking
 from store.sqlite_connections import MEMORY
 
 log = logging.getLogger("saga.server")
@@ -131,8 +132,16 @@ async def _serve_on(store: AnyStore, config: Config, drain: Drain, seat: Seat | 
         async with trio.open_nursery() as workers:
             await _start_workers(workers, parts, store, config)
             with drain.ends_early():
-                loaded = await load_workflows(parts.service, config.saga.workflow_dir, outage)
-                parts.readiness.workflows = loaded.state(is_folder_optional=not config.saga.asks_for_workflows)
+                await workers.start(
+                    partial(
+                        keep_looking,
+                        parts.service,
+                        config.saga.workflow_dir,
+                        parts.readiness,
+                        outage,
+                        is_folder_optional=not config.saga.asks_for_workflows,
+                    )
+                )
             workers.start_soon(parts.readiness.run)
             await serve_doors(parts, config, drain, seat)
             workers.cancel_scope.cancel()

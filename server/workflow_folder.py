@@ -1,4 +1,4 @@
-"""Registers the workflows of a folder at the start of a server."""
+"""Registers the workflows of a folder at the start of a server, or when the folder has come."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 import trio
 
-from saga.errors import Unavailable, WorkflowInvalid
-from saga.readiness import WorkflowsState
+from saga.errors import Unavailable
+from saga.readiness import Readiness, WorkflowsState
 from saga.runner import STORE_PAUSE_SECS
 from saga.service import RegisteredWorkflow, SagaService
 from saga.store_outage import StoreOutage
-from saga.workflow_files import files_in
-from saga.workflow_yaml import MAX_YAML_BYTES, format_detail, parse_workflow
+from saga.workflow_files import content_of, faults_of, files_in
 
 log = logging.getLogger("saga.server")
+
+LOOK_SECS = 5.0
+"""Between two looks for a folder that is missing. A guess."""
 
 
 class Loaded(NamedTuple):
@@ -33,57 +35,59 @@ class Loaded(NamedTuple):
         return WorkflowsState.REJECTED if self.rejected else WorkflowsState.LOADED
 
 
+async def keep_looking(
+    service: SagaService,
+    folder: Path,
+    readiness: Readiness,
+    outage: StoreOutage,
+    *,
+    is_folder_optional: bool,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Loads the folder and tells readiness what came of it, then says that it has started. A folder that should be
+    there is looked for until it is: a volume may be mounted late."""
+    readiness.workflows = (await load_workflows(service, folder, outage)).state(is_folder_optional=is_folder_optional)
+    task_status.started()
+    while readiness.workflows is WorkflowsState.MISSING:
+        await trio.sleep(LOOK_SECS)
+        if await trio.to_thread.run_sync(folder.is_dir):
+            loaded = await load_workflows(service, folder, outage)
+            readiness.workflows = loaded.state(is_folder_optional=is_folder_optional)
+
+
 async def load_workflows(service: SagaService, folder: Path, outage: StoreOutage | None = None) -> Loaded:
     """Registers the definitions in a folder, by file name. A bad file is reported, line by line, and the others still
     load."""
-    outage = outage or StoreOutage()
     seen: dict[str, Path] = {}
     rejected: list[Path] = []
     try:
-        files = await trio.to_thread.run_sync(_workflow_files, folder)
+        contents = await trio.to_thread.run_sync(_contents_of, folder)
     except OSError as error:
         log.warning("workflow_dir_missing folder=%s error=%s", folder, error.strerror or error)
         return Loaded(0, found=False)
-    for file, text in files:
-        try:
-            if isinstance(text, OSError):
-                raise text
-            name = parse_workflow(text, service.known_services).name
-            if name in seen:
-                # Each start would register the one and then the other, a new version every time.
-                log.error(
-                    "workflow_rejected problem=%s", f"{file}: name: workflow {name} is defined in {seen[name]} too"
-                )
-                rejected.append(file)
-                continue
-            registered = await _registered(service, text, outage)
-            if registered.superseded:
-                log.warning("workflow_superseded file=%s name=%s version=%d", file, name, registered.workflow.version)
-            elif registered.changed:
-                log.info("workflow_registered file=%s name=%s version=%d", file, name, registered.workflow.version)
-        except WorkflowInvalid as invalid:
-            for detail in invalid.details:
-                log.error("workflow_rejected problem=%s", format_detail(file, detail))
+    for file, content in contents:
+        # Two files of one name: each start would register the one and then the other, a new version every time.
+        if faults := faults_of(file, content, service.known_services, seen):
             rejected.append(file)
-        except OSError as error:
-            log.error("workflow_rejected problem=%s", f"{file}: cannot be read: {error.strerror or error}")
-            rejected.append(file)
-        else:
-            seen[name] = file
+            for fault in faults:
+                log.error("workflow_rejected problem=%s", fault)
+        elif isinstance(content, bytes):
+            _tell(file, await _registered(service, content, outage or StoreOutage()))
     log.info("workflows_loaded folder=%s count=%d rejected=%d", folder, len(seen), len(rejected))
     return Loaded(len(seen), tuple(rejected))
 
 
-def _workflow_files(folder: Path) -> list[tuple[Path, bytes | OSError]]:
-    """What is in each file. Raises `OSError` for the folder; that of a file is in the place of its content."""
-    found: list[tuple[Path, bytes | OSError]] = []
-    for file in files_in(folder):
-        try:
-            with file.open("rb") as opened:
-                found.append((file, opened.read(MAX_YAML_BYTES + 1)))
-        except OSError as error:
-            found.append((file, error))
-    return found
+def _contents_of(folder: Path) -> list[tuple[Path, bytes | OSError]]:
+    """Of each file. Raises `OSError` for the folder; that of a file is in the place of its content."""
+    return [(file, content_of(file)) for file in files_in(folder)]
+
+
+def _tell(file: Path, registered: RegisteredWorkflow) -> None:
+    name, version = registered.workflow.definition.name, registered.workflow.version
+    if registered.superseded:
+        log.warning("workflow_superseded file=%s name=%s version=%d", file, name, version)
+    elif registered.changed:
+        log.info("workflow_registered file=%s name=%s version=%d", file, name, version)
 
 
 async def _registered(service: SagaService, text: bytes, outage: StoreOutage) -> RegisteredWorkflow:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import pytest
 import trio
 import trio.testing
 
+from saga.drain import Drain
 from saga.errors import Unavailable
+from saga.readiness import Readiness, WorkflowsState
+from saga.store_outage import StoreOutage
 from server.cli import main
-from server.workflow_folder import Loaded, load_workflows
+from server.workflow_folder import Loaded, keep_looking, load_workflows
 from tests.support.participants import participant
 from tests.support.postgres import PostgresServer
 from tests.support.server_process import ServerProcess, free_port, free_ports, server_process
@@ -200,6 +204,23 @@ async def test_workflow_files_wait_for_a_store_that_is_away(
         store.before["register_workflow"] = away
         assert await load_workflows(worker.service, tmp_path) == Loaded(1)
         assert [workflow.definition.name for workflow in await worker.service.workflows()] == ["good"]
+
+
+async def test_a_named_folder_of_workflows_that_comes_late_is_loaded_then(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    world, folder = World(), tmp_path / "late"
+    async with memory_store(world) as store, Worker(store.port, world).at_work() as worker:
+        readiness = Readiness(worker.service, Drain())
+        look = partial(keep_looking, worker.service, folder, readiness, StoreOutage(), is_folder_optional=False)
+        seen = []
+        async with trio.open_nursery() as looks:
+            await looks.start(look)
+            seen.append(readiness.workflows)
+            folder.mkdir()
+            (folder / "good.yaml").write_text(WORKFLOW.format(name="good").replace("shop", "svc"))
+        assert [*seen, readiness.workflows] == [WorkflowsState.MISSING, WorkflowsState.LOADED]
+        assert (await worker.service.workflow("good")).version == 1
 
 
 async def test_a_file_that_was_superseded_through_the_api_does_not_come_back(
