@@ -387,6 +387,8 @@ class Relay:
             await trio.sleep(self._lease_secs / 3)
             try:
                 await self._outbox.keep(self._relay_id, self._lease_secs)
+                # A broker that says nothing is when somebody wants to know what waits.
+                self.backlog = await self._outbox.backlog(self._relay_id)
             except Unavailable:
                 pass  # without a lease the next pass finds nothing to read; that is enough
 

@@ -188,6 +188,18 @@ async def test_a_broker_that_says_nothing_is_given_up_in_time_and_what_it_took_i
         assert len(await pending(store)) == 2
 
 
+async def test_what_waits_is_counted_while_a_broker_says_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with house() as (store, broker, relay), trio.open_nursery() as nursery:
+        broker.hangs = True
+        await nursery.start(relay.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            await created(store)
+        await trio.sleep(12)  # less than a publish may take, more than two of the relay's signs of life
+        assert relay.backlog.pending == 3
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_cancelled_pass_notes_what_was_acknowledged(autojump_clock: trio.testing.MockClock) -> None:
     async with house() as (store, broker, relay):
         for _ in range(3):
