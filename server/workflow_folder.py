@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os.path
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,8 @@ async def keep_looking(
     task_status.started()
     while readiness.workflows is WorkflowsState.MISSING:
         await trio.sleep(LOOK_SECS)
-        if await trio.to_thread.run_sync(folder.is_dir):
+        # Not `Path.is_dir`: of a folder that cannot be looked at, as in one that may not be entered, it raises.
+        if await trio.to_thread.run_sync(os.path.isdir, folder):
             loaded = await load_workflows(service, folder, outage)
             readiness.workflows = loaded.state(is_folder_optional=is_folder_optional)
 

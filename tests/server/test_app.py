@@ -22,7 +22,7 @@ from saga.errors import Unavailable
 from saga.readiness import Readiness, WorkflowsState
 from saga.store_outage import StoreOutage
 from server.cli import main
-from server.workflow_folder import Loaded, keep_looking, load_workflows
+from server.workflow_folder import LOOK_SECS, Loaded, keep_looking, load_workflows
 from tests.support.participants import participant
 from tests.support.postgres import PostgresServer
 from tests.support.server_process import ServerProcess, free_port, free_ports, server_process
@@ -206,17 +206,20 @@ async def test_workflow_files_wait_for_a_store_that_is_away(
         assert [workflow.definition.name for workflow in await worker.service.workflows()] == ["good"]
 
 
-async def test_a_named_folder_of_workflows_that_comes_late_is_loaded_then(
+async def test_a_named_folder_of_workflows_that_comes_late_is_loaded_then_also_one_that_could_not_be_looked_at(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     world, folder = World(), tmp_path / "late"
     async with memory_store(world) as store, Worker(store.port, world).at_work() as worker:
         readiness = Readiness(worker.service, Drain())
         look = partial(keep_looking, worker.service, folder, readiness, StoreOutage(), is_folder_optional=False)
+        folder.symlink_to("x" * 300)  # no file system has such a name: whoever looks gets an error
         seen = []
         async with trio.open_nursery() as looks:
             await looks.start(look)
+            await trio.sleep(1.5 * LOOK_SECS)
             seen.append(readiness.workflows)
+            folder.unlink()
             folder.mkdir()
             (folder / "good.yaml").write_text(WORKFLOW.format(name="good").replace("shop", "svc"))
         assert [*seen, readiness.workflows] == [WorkflowsState.MISSING, WorkflowsState.LOADED]
