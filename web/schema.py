@@ -139,7 +139,9 @@ class CancelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Why a saga is cancelled."""
 
     reason: (
-        Annotated[str, Meta(max_length=MAX_REASON, pattern=r"\S", description="why; kept in the audit log")]
+        Annotated[
+            str, Meta(max_length=MAX_REASON, pattern=r"\S", description="why, without U+0000; kept in the audit log")
+        ]
         | msgspec.UnsetType
     ) = msgspec.UNSET
 
@@ -156,7 +158,9 @@ class CompensationCorrection(msgspec.Struct, frozen=True, kw_only=True, forbid_u
         | msgspec.UnsetType
     ) = msgspec.UNSET
     reason: (
-        Annotated[str, Meta(max_length=MAX_REASON, pattern=r"\S", description="why; kept in the step log")]
+        Annotated[
+            str, Meta(max_length=MAX_REASON, pattern=r"\S", description="why, without U+0000; kept in the step log")
+        ]
         | msgspec.UnsetType
     ) = msgspec.UNSET
 

@@ -32,10 +32,15 @@ BEYOND_A_SCHEMA = {
     "listSagas": {("*", "characters"), ("cursor", "malformed"), ("page", "out_of_range")},
     "listAudit": {("*", "characters"), ("cursor", "malformed")},
     "registerWorkflow": {("*", "*")},
+    "cancelSaga": {("reason", "characters")},
+    "compensateSaga": {("reason", "characters")},
     "retryCompensation": {("*", "unknown"), ("*", "not_failed"), ("*", "nul_character"), ("*", "characters")},
 }
 """By operation, the fields and reasons of a 400 that a request the document allows may meet: which characters print,
 where a list goes on, what a workflow is, which steps a saga has. `*`: any."""
+
+FRAMING = ("Transfer-Encoding", "Content-Length", "Connection", "Upgrade", "Expect", "Host")
+"""Headers that the HTTP server below the API goes by, and answers by itself; `hostile` sends them."""
 
 ANSWERS = frozenset({200, 201, 202, 400, 404, 405, 409, 413})
 """What whoever may do something can be told."""
@@ -156,6 +161,8 @@ def _lead(schema: OpenApiSchema, guide: _Guide) -> None:
     @schema.hook
     def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
         guide.lead(case)
+        for framing in FRAMING:
+            case.headers.pop(framing, None)
         return case
 
     @schema.hook
